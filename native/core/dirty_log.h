@@ -1,0 +1,137 @@
+// The dirty log: one bit for each 4096 bytes of the peer's file, set atomically after the page was written,
+// so that whoever takes a bit and then reads the page finds what was written (decision D7). Knows no address
+// space.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "mapping.h"
+
+namespace vpci {
+
+// The kinds of writes that have to be logged. A test build leaves one out (see native/test/Makefile), to show
+// that the tests would notice; every other build has 0 here.
+#ifndef VPCI_UNLOGGED
+#define VPCI_UNLOGGED 0
+#endif
+enum class Written : int { kBuffer = 1, kUsed = 2, kEvent = 3 };
+constexpr bool is_logged(Written kind) { return static_cast<int>(kind) != VPCI_UNLOGGED; }
+
+class DirtyLog {
+ public:
+  // The bitmap is `bytes` bytes from `offset` of `mapping`. Returns nullptr and says why in `error`.
+  static std::shared_ptr<const DirtyLog> create(std::shared_ptr<Mapping> mapping, uint64_t offset,
+                                                uint64_t bytes, std::string* error) {
+    const char* why = nullptr;
+    if (!mapping)
+      why = "dirty log has no mapping";
+    else if (!mapping->writable())
+      why = "dirty log mapping is read-only";
+    else if (offset > mapping->size() || bytes > mapping->size() - offset)
+      why = "dirty log leaves its mapping";
+    else if (bytes == 0)
+      why = "dirty log is empty";
+    if (why) {
+      if (error) *error = why;
+      return nullptr;
+    }
+    return std::shared_ptr<const DirtyLog>(new DirtyLog(std::move(mapping), offset, bytes));
+  }
+
+  // Bytes [offset, offset + length) of the peer's file were written. Pages behind the bitmap's end have no
+  // bit.
+  void mark(uint64_t offset, uint64_t length) const {
+    if (length == 0) return;
+    uint64_t last = (offset + (length - 1)) >> kPageShift;
+    for (uint64_t page = offset >> kPageShift; page <= last && page < pages_; page++) set(page);
+  }
+
+  // These pages were written. Looking first spares a locked operation for each page that is still marked;
+  // that is sound behind a full fence only: who takes the bit after our look reads the page after our writes.
+  void mark_pages(const uint64_t* pages, uint32_t n) const {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    for (uint32_t i = 0; i < n; i++) {
+      uint64_t page = pages[i];
+      if (page >= pages_) continue;
+      if (!(__atomic_load_n(bits_ + page / 8, __ATOMIC_RELAXED) >> page % 8 & 1)) set(page);
+    }
+  }
+
+  static constexpr unsigned kPageShift = 12;
+
+ private:
+  DirtyLog(std::shared_ptr<Mapping> mapping, uint64_t offset, uint64_t bytes)
+      : mapping_(std::move(mapping)), bits_(mapping_->data() + offset), pages_(bytes * 8) {}
+
+  void set(uint64_t page) const {
+    __atomic_fetch_or(bits_ + page / 8, static_cast<uint8_t>(1u << page % 8), __ATOMIC_ACQ_REL);
+  }
+
+  std::shared_ptr<Mapping> mapping_;
+  uint8_t* bits_;
+  uint64_t pages_;
+};
+
+// ORs 64 bits into `to`, the lowest at number `at`. Bits outside are dropped. Returns how many arrived.
+inline uint64_t or_dirty_bits(uint8_t* to, uint64_t to_bytes, __int128 at, uint64_t bits) {
+  // They land in one word or two neighbours: floor and remainder of a possibly negative number.
+  const unsigned __int128 spread = static_cast<unsigned __int128>(bits) << static_cast<unsigned>(at & 63);
+  uint64_t arrived = 0;
+  for (unsigned k = 0; k < 2; k++) {
+    uint64_t part = static_cast<uint64_t>(spread >> (64 * k));
+    const __int128 byte = ((at >> 6) + k) * 8;
+    if (part == 0 || byte < 0 || byte >= static_cast<__int128>(to_bytes)) continue;
+    uint8_t* place = to + static_cast<uint64_t>(byte);
+    const uint64_t left = std::min<uint64_t>(8, to_bytes - static_cast<uint64_t>(byte));
+    if (left < 8) part &= (uint64_t{1} << (8 * left)) - 1;
+    if (left == 8 && reinterpret_cast<uintptr_t>(place) % 8 == 0) {
+      __atomic_fetch_or(reinterpret_cast<uint64_t*>(place), part, __ATOMIC_SEQ_CST);
+    } else {
+      for (uint64_t i = 0; i < left; i++) {
+        const uint8_t some = static_cast<uint8_t>(part >> (8 * i));
+        if (some) __atomic_fetch_or(place + i, some, __ATOMIC_SEQ_CST);
+      }
+    }
+    arrived += static_cast<uint64_t>(__builtin_popcountll(part));
+  }
+  return arrived;
+}
+
+// Takes the set bits among `count` bits from number `first` of `from` (exchange with 0, whole words where it
+// can) and ORs each into `to` at its number + shift. Bits that would land outside `to` are dropped. Returns
+// the number of bits that arrived. Work is bounded by from_bytes.
+inline uint64_t move_dirty_bits(uint8_t* from, uint64_t from_bytes, uint8_t* to, uint64_t to_bytes,
+                                int64_t shift, uint64_t first = 0, uint64_t count = UINT64_MAX) {
+  uint64_t end = from_bytes * 8;
+  if (first >= end) return 0;
+  if (count < end - first) end = first + count;
+  const bool words = reinterpret_cast<uintptr_t>(from) % 8 == 0;
+  uint64_t arrived = 0;
+  for (uint64_t bit = first; bit < end;) {
+    if (words && bit % 64 == 0 && end - bit >= 64) {
+      uint64_t* word = reinterpret_cast<uint64_t*>(from + bit / 8);
+      if (__atomic_load_n(word, __ATOMIC_RELAXED) != 0) {
+        const uint64_t taken = __atomic_exchange_n(word, uint64_t{0}, __ATOMIC_SEQ_CST);
+        arrived += or_dirty_bits(to, to_bytes, static_cast<__int128>(bit) + shift, taken);
+      }
+      bit += 64;
+      continue;
+    }
+    // A byte, or the part of it that is asked for: its neighbours belong to somebody else.
+    const unsigned low = bit % 8;
+    const unsigned bits = static_cast<unsigned>(std::min<uint64_t>(8 - low, end - bit));
+    const uint8_t mask = static_cast<uint8_t>(((1u << bits) - 1) << low);
+    if (__atomic_load_n(from + bit / 8, __ATOMIC_RELAXED) & mask) {
+      const uint8_t taken =
+          __atomic_fetch_and(from + bit / 8, static_cast<uint8_t>(~mask), __ATOMIC_SEQ_CST) & mask;
+      arrived += or_dirty_bits(to, to_bytes, static_cast<__int128>(bit - low) + shift, taken);
+    }
+    bit += bits;
+  }
+  return arrived;
+}
+
+}  // namespace vpci

@@ -1,0 +1,128 @@
+// Set-up, notifications and the end of a peer queue. The packet paths are in peer_receive.cc and
+// peer_send.cc.
+#include "peer_queue.h"
+
+namespace vpci {
+
+namespace {
+// Pieces that the receive buffers of one packet may have; what a chain has beyond them is not written to.
+constexpr uint32_t kMaxPieces = 2048;
+}  // namespace
+
+std::shared_ptr<PeerQueue> PeerQueue::create(const PeerQueueOptions& options, std::string* error) {
+  auto fail = [error](const char* why) {
+    if (error) *error = why;
+    return nullptr;
+  };
+  if (!options.table) return fail("peer queue has no region table");
+  if (!options.transmit && !options.receive) return fail("peer queue has no ring");
+  if (options.max_frame < kMinFrame || options.max_frame > 0xfffff)
+    return fail("maxFrame is not from 14 to 1048575");
+  std::shared_ptr<PeerQueue> queue(new PeerQueue());
+  queue->table_ = options.table;
+  queue->features_ = options.features;
+  queue->header_bytes_ = net_header_bytes(options.features);
+  queue->max_frame_ = options.max_frame;
+  queue->mergeable_ = options.features & kNetMrgRxbuf;
+  if (options.transmit && !queue->init_side(&queue->transmit_, *options.transmit, true, error))
+    return nullptr;
+  if (options.receive && !queue->init_side(&queue->receive_, *options.receive, false, error)) return nullptr;
+  queue->pieces_.resize(kMaxPieces);
+  if (!(options.features & kNetGuestCsum)) queue->linear_.resize(options.max_frame);
+  return queue;
+}
+
+bool PeerQueue::init_side(Side* side, const PeerRingOptions& options, bool transmit, std::string* error) {
+  SplitDevice::Options ring;
+  ring.ring = options.ring;
+  ring.next_avail = options.next_avail;
+  ring.features = features_;
+  ring.writes_buffers = !transmit;
+  std::string why;
+  if (!side->ring.init(table_, ring, &why) || !side->kick.duplicate(options.kick_fd, &why) ||
+      !side->notify.init(options.notify, &why)) {
+    if (error) *error = (transmit ? "transmitq: " : "receiveq: ") + why;
+    return false;
+  }
+  side->present = true;
+  side->enabled = options.enabled;
+  side->position.store(options.next_avail, std::memory_order_release);
+  return true;
+}
+
+bool PeerQueue::memory_vanished() {
+  if (__builtin_expect(!table_->faulted(), 1)) return false;
+  set_broken(false, "peer memory vanished");
+  set_broken(true, "peer memory vanished");
+  return true;
+}
+
+int PeerQueue::wait_fd(bool for_send) {
+  Side& s = side(for_send);
+  if (!s.present) return kNever;
+  return s.kick.get() >= 0 ? s.kick.get() : kPolled;
+}
+
+bool PeerQueue::arm(bool for_send) {
+  if (!usable(for_send)) return true;
+  Side& s = side(for_send);
+  // Buffers that are there already were not enough, so only further ones are a reason to wake.
+  uint16_t from = for_send ? s.ring.seen_avail() : s.ring.next_avail();
+  bool quiet = s.ring.request_kicks(from) == from;
+  if (memory_vanished()) return true;
+  s.armed = quiet;
+  return quiet;
+}
+
+void PeerQueue::disarm(bool for_send) {
+  Side& s = side(for_send);
+  s.armed = false;
+  s.kick.drain();
+  if (usable(for_send)) s.ring.suppress_kicks();
+}
+
+void PeerQueue::flush() {
+  for (bool for_send : {false, true}) {
+    Side& s = side(for_send);
+    if (!s.present || s.ring.signal_settled()) continue;
+    bool wanted = s.ring.needs_signal();
+    if (memory_vanished()) return;
+    RingStats& stats = for_send ? send_stats : receive_stats;
+    if (wanted && s.notify.present()) {
+      s.notify.signal();
+      stats.notifications_sent.add(1);
+    } else {
+      stats.notifications_suppressed.add(1);
+    }
+  }
+}
+
+void PeerQueue::detached() {
+  if (transmit_.present) {
+    transmit_.ring.rewind(taken_end_ - taken_begin_);
+    taken_begin_ = taken_end_ = 0;
+    transmit_.position.store(transmit_.ring.next_avail(), std::memory_order_release);
+  }
+  transmit_.forget();
+  receive_.forget();
+  flush();
+  // Whoever serves the rings next is kicked as if the ring were new.
+  for (bool for_send : {false, true}) {
+    Side& s = side(for_send);
+    s.armed = false;
+    if (usable(for_send) && !memory_vanished()) s.ring.request_kicks(s.ring.next_avail());
+  }
+}
+
+void PeerQueue::set_dirty_log(std::shared_ptr<const DirtyLog> log) {
+  log_ = std::move(log);
+  transmit_.ring.set_log(log_.get());
+  receive_.ring.set_log(log_.get());
+}
+
+void PeerQueue::set_enabled(bool transmit, bool receive) {
+  transmit_.enabled = transmit;
+  receive_.enabled = receive;
+}
+
+}  // namespace vpci

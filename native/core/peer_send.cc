@@ -1,0 +1,238 @@
+// Send: from a burst into the peer's receiveq. Buffers are looked at ahead of the copies (PeerQueue::stage),
+// so that their cache misses overlap; a frame that fits one buffer in one piece takes the short way,
+// everything else (chains, merged buffers, completed checksums) goes through send_chains.
+#include "frame_copy.h"
+#include "peer_queue.h"
+
+namespace vpci {
+
+namespace {
+// Pieces of receive chains that one call may look at before it ends early: a peer that offers endless tiny
+// pieces must not hold up the other queues of the worker.
+constexpr uint32_t kWalkBudget = 16384;
+// Used elements after which they are published, when packets take many buffers each.
+constexpr uint32_t kPublishEvery = 64;
+}  // namespace
+
+uint32_t PeerQueue::send(const Burst& burst) {
+  if (!usable(true) || !receive_.enabled) return refuse_all(burst);
+  return log_ ? send_burst<true>(burst) : send_burst<false>(burst);
+}
+
+// No packet goes into a ring that is not enabled, and none waits for one that will not come back.
+uint32_t PeerQueue::refuse_all(const Burst& burst) {
+  send_stats.drop(Drop::kDisabled, burst.count());
+  return burst.count();
+}
+
+// Fits the header to what the peer negotiated. kChecksum: `replaced` takes the packet's place, with its
+// checksum completed in memory of our own, where nobody changes what was summed.
+Offload PeerQueue::fit(const Burst& burst, const Packet& packet, NetHeader* header, Packet* replaced) {
+  uint32_t start = header->csum_start, offset = header->csum_offset;
+  Offload result = fit_for_driver(header, features_);
+  if (result != Offload::kChecksum) return result;
+  if (packet.length > linear_.size() || start + offset + 2 > packet.length) return Offload::kRefuse;
+  copy_packet(linear_.data(), burst, packet);
+  complete_checksum(linear_.data(), packet.length, static_cast<uint16_t>(start),
+                    static_cast<uint16_t>(offset));
+  *replaced = {{linear_.data(), packet.length}, packet.length, 1, 0, *header};
+  return result;
+}
+
+template <bool kLog>
+uint32_t PeerQueue::send_burst(const Burst& burst) {
+  SplitDevice& ring = receive_.ring;
+  if (!receive_.armed) ring.suppress_kicks();
+  const uint32_t total = burst.count();
+  const uint32_t header_bytes = header_bytes_;
+  const uint32_t num_buffers_one = header_bytes == 12 ? 1u << 16 : 0;
+  uint32_t taken = 0, used = 0, packets = 0;
+  uint64_t bytes = 0;
+  walk_budget_ = kWalkBudget;
+
+  while (taken < total) {
+    const Packet* packet = &burst.packets[burst.begin + taken];
+    HeaderWords words = header_words(packet->header);
+    Packet replaced;
+    if (__builtin_expect(words.low != 0, 0)) {
+      NetHeader header = packet->header;
+      Offload offload = fit(burst, *packet, &header, &replaced);
+      if (offload == Offload::kRefuse) {
+        send_stats.drop(Drop::kOffload);
+        taken++;
+        continue;
+      }
+      if (offload == Offload::kChecksum) packet = &replaced;
+      words = header_words(header);
+    }
+    if (__builtin_expect(packet->length > max_frame_, 0)) {
+      send_stats.drop(Drop::kTooLong);
+      taken++;
+      continue;
+    }
+    if (receive_.staged() == 0) {
+      uint32_t available = ring.available(total - taken);
+      if (ring.cause()) set_broken(true, ring.cause());
+      if (available == 0) break;
+      stage<false>(available);
+      if (receive_.staged() == 0) {
+        set_broken(true, "head is outside the ring");
+        break;
+      }
+    }
+
+    const Slot& slot = receive_.slot(receive_.next);
+    const uint32_t need = header_bytes + packet->length;
+    if (__builtin_expect(slot.data != nullptr && slot.length >= need && packet->segments == 1, 1)) {
+      // VIRTIO 1.3, 5.1.6.4.1: num_buffers is 1 without merging too.
+      store64(slot.data, words.low);
+      if (header_bytes == 12)
+        store32(slot.data + 8, (words.high & 0xffff) | num_buffers_one);
+      else
+        store16(slot.data + 8, static_cast<uint16_t>(words.high));
+      // A page is logged once it was written, and the memory of `replaced` is used again at once.
+      if (kLog || packet == &replaced) {
+        copy_bytes(slot.data + header_bytes, packet->first.data, packet->length);
+        if (kLog) ring.mark(slot.data, need);
+      } else {
+        copies_.add(slot.data + header_bytes, packet->first.data, packet->length);
+      }
+      ring.put_used(used++, slot.head, need);
+      ring.advance(1);
+      receive_.next++;
+    } else {
+      Sent sent = send_chains<kLog>(burst, *packet, header_of(words), &used);
+      if (sent == Sent::kNoRoom || sent == Sent::kBroken) break;
+      if (sent == Sent::kDropped) {
+        taken++;
+        continue;
+      }
+    }
+    packets++;
+    bytes += packet->length;
+    taken++;
+    if (__builtin_expect(used > kPublishEvery, 0)) {
+      copies_.run();
+      if (memory_vanished()) return taken;
+      ring.publish(used);
+      used = 0;
+    }
+  }
+
+  copies_.run();
+  if (memory_vanished()) return taken;
+  ring.publish(used);
+  receive_.position.store(ring.used_idx(), std::memory_order_release);
+  uint32_t known = static_cast<uint16_t>(ring.seen_avail() - ring.next_avail());
+  send_stats.fill.set(known);
+  stage<false>(known);
+  if (packets) {
+    send_stats.packets.add(packets);
+    send_stats.bytes.add(bytes);
+    send_stats.burst(packets);
+  }
+  return taken;
+}
+
+// Collects as many receive chains as the packet needs, or leaves the ring as it was. `used` elements are
+// written and not published.
+template <bool kLog>
+PeerQueue::Sent PeerQueue::send_chains(const Burst& burst, const Packet& packet, NetHeader header,
+                                       uint32_t* used) {
+  SplitDevice& ring = receive_.ring;
+  // What was looked at ahead is looked at anew after this packet.
+  receive_.forget();
+  const uint64_t need = static_cast<uint64_t>(header_bytes_) + packet.length;
+  uint64_t got = 0, last_length = 0;
+  uint32_t chains = 0;
+  uint16_t last_head = 0;
+  piece_count_ = 0;
+  // Elements of a packet that does not go are written and not published: the log has them all the same.
+  auto give_up = [&](Sent result) {
+    if (kLog && chains != 0) ring.mark_used(*used, chains);
+    return result;
+  };
+  while (got < need) {
+    uint32_t available = ring.available(chains + 1);
+    if (ring.cause()) {
+      set_broken(true, ring.cause());
+      return give_up(Sent::kBroken);
+    }
+    if (available <= chains) {
+      if (chains < ring.size()) return give_up(Sent::kNoRoom);
+      send_stats.drop(Drop::kTooLong);  // all the buffers that there can ever be do not hold it
+      return give_up(Sent::kDropped);
+    }
+    if (walk_budget_ == 0) return give_up(Sent::kNoRoom);
+    last_head = ring.head(chains);
+    last_length = 0;
+    bool readable_piece = false;
+    Walk walk = ring.walk(last_head, [&](uint8_t* data, uint32_t length, bool writable) {
+      if (!writable) {
+        readable_piece = true;
+        return false;
+      }
+      if (walk_budget_) walk_budget_--;
+      if (piece_count_ == pieces_.size()) return true;
+      pieces_[piece_count_++] = {data, length};
+      last_length += length;
+      return true;
+    });
+    if (walk == Walk::kMalformed || readable_piece) {
+      set_broken(true, ring.cause() ? ring.cause() : "readable descriptor in a receiveq");
+      return give_up(Sent::kBroken);
+    }
+    if (chains == 0 && last_length < header_bytes_) {
+      // VIRTIO 1.3, 5.1.6.3.1: no buffer is that short. It goes back empty.
+      ring.put_used((*used)++, last_head, 0);
+      ring.advance(1);
+      send_stats.drop(Drop::kBadChain);
+      piece_count_ = 0;
+      continue;
+    }
+    got += last_length;
+    chains++;
+    if (got >= need) break;
+    if (!mergeable_ || piece_count_ == pieces_.size()) {
+      send_stats.drop(Drop::kTooLong);
+      return give_up(Sent::kDropped);
+    }
+    ring.put_used(*used + chains - 1, last_head, static_cast<uint32_t>(last_length));
+  }
+  ring.put_used(*used + chains - 1, last_head, static_cast<uint32_t>(need - (got - last_length)));
+  header.num_buffers = static_cast<uint16_t>(chains);
+  write_pieces<kLog>(burst, packet, header);
+  *used += chains;
+  ring.advance(chains);
+  return Sent::kTaken;
+}
+
+// The header and the frame, across pieces that are long enough in all.
+template <bool kLog>
+void PeerQueue::write_pieces(const Burst& burst, const Packet& packet, const NetHeader& header) {
+  SplitDevice& ring = receive_.ring;
+  uint32_t index = 0, at = 0;
+  auto put = [&](const uint8_t* from, uint32_t length) {
+    while (length) {
+      const Segment& piece = pieces_[index];
+      uint32_t part = std::min(length, piece.length - at);
+      copy_bytes(piece.data + at, from, part);
+      if (kLog) ring.mark(piece.data + at, part);
+      from += part;
+      length -= part;
+      at += part;
+      if (at == piece.length) {
+        index++;
+        at = 0;
+      }
+    }
+  };
+  put(reinterpret_cast<const uint8_t*>(&header), header_bytes_);
+  put(packet.first.data, packet.first.length);
+  for (uint32_t i = 1; i < packet.segments; i++) {
+    const Segment& s = burst.extra[packet.more + i - 1];
+    put(s.data, s.length);
+  }
+}
+
+}  // namespace vpci

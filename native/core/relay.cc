@@ -1,0 +1,193 @@
+#include "relay.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <string>
+
+namespace vpci {
+namespace {
+
+constexpr uint64_t kSpinNs = 20000;  // a sleep costs about as much
+constexpr int kEvents = 64;
+
+// Another process may have left these blocking, and this thread serves many peers.
+void set_nonblocking(int fd) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags >= 0 && !(flags & O_NONBLOCK)) fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+}  // namespace
+
+Relay::~Relay() {
+  stop();
+  if (epoll_ >= 0) close(epoll_);  // of a start that failed
+}
+
+int Relay::start() {
+  if (!wake_.valid()) return EMFILE;
+  epoll_ = epoll_create1(EPOLL_CLOEXEC);
+  if (epoll_ < 0) return errno;
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = 0;
+  if (epoll_ctl(epoll_, EPOLL_CTL_ADD, wake_.fd(), &event) != 0) return errno;
+  running_.store(true);
+  const int failed = thread_.start("vhost-pci relay", -1, [this] { loop(); });
+  if (failed) running_.store(false);
+  return failed;
+}
+
+int64_t Relay::add(int from, int to) {
+  Forward forward;
+  if (!forward.from.duplicate(from, nullptr) || !forward.to.duplicate(to, nullptr)) return -errno;
+  set_nonblocking(forward.from.get());
+  set_nonblocking(forward.to.get());
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const int64_t id = next_id_++;
+  epoll_event event{};
+  // Edge-triggered: one forward for each signal. The counter of a semaphore that was set high would keep this thread
+  // and the driver awake for ever.
+  event.events = EPOLLIN | EPOLLET;
+  event.data.u64 = static_cast<uint64_t>(id);
+  if (epoll_ctl(epoll_, EPOLL_CTL_ADD, forward.from.get(), &event) != 0) return -errno;
+  forwards_.emplace(id, std::move(forward));
+  return id;
+}
+
+int64_t Relay::add_doorbell(std::shared_ptr<Mapping> mapping, uint32_t* word, int to) {
+  Doorbell doorbell{std::move(mapping), word, __atomic_load_n(word, __ATOMIC_ACQUIRE), {}};
+  if (!doorbell.to.duplicate(to, nullptr)) return -errno;
+  set_nonblocking(doorbell.to.get());
+  int64_t id;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    id = next_id_++;
+    doorbells_.emplace(id, std::move(doorbell));
+  }
+  wake_.signal();  // the thread sleeps on the words that it knew
+  return id;
+}
+
+void Relay::set_sleep_word(std::shared_ptr<Mapping> mapping, uint32_t* word) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sleep_mapping_ = std::move(mapping);
+    sleep_word_ = word;
+  }
+  wake_.signal();
+}
+
+bool Relay::remove(int64_t id) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto place = forwards_.find(id);
+  if (place == forwards_.end()) return doorbells_.erase(id) > 0;
+  epoll_ctl(epoll_, EPOLL_CTL_DEL, place->second.from.get(), nullptr);
+  forwards_.erase(place);
+  return true;
+}
+
+void Relay::stop() {
+  if (!running_.exchange(false)) return;
+  wake_.signal();
+  thread_.join();
+  forwards_.clear();
+  doorbells_.clear();
+  sleep_mapping_.reset();
+  sleep_word_ = nullptr;
+  wake_.close();
+  close(epoll_);
+  epoll_ = -1;
+}
+
+void Relay::loop() {
+  epoll_event events[kEvents];
+  uint64_t last_change = 0;
+  bool spin = false;  // look at the words for a while: a driver that rings again needs no system call then
+  while (running_.load(std::memory_order_acquire)) {
+    bool rang = scan_doorbells();
+    if (!rang && !spin) {
+      set_sleeping(true);
+      rang = scan_doorbells();  // P6: once more, behind the fence
+      if (!rang) {
+        const int n = epoll_wait(epoll_, events, kEvents, -1);
+        stats.wakeups.add(1);
+        set_sleeping(false);
+        take(events, n);
+        last_change = now_ns();
+        const std::lock_guard<std::mutex> lock(mutex_);
+        spin = !doorbells_.empty();
+        continue;
+      }
+      set_sleeping(false);
+    }
+    if (rang) {
+      spin = true;
+      last_change = now_ns();
+    } else if (now_ns() - last_change >= kSpinNs) {
+      spin = false;
+    }
+    take(events, epoll_wait(epoll_, events, kEvents, 0));
+    for (int i = 0; i < 16; i++) cpu_pause();
+  }
+  set_sleeping(true);
+}
+
+void Relay::take(const epoll_event* events, int n) {
+  for (int i = 0; i < n; i++) {
+    if (events[i].data.u64 == 0) {
+      wake_.drain();
+    } else {
+      forward(static_cast<int64_t>(events[i].data.u64));
+    }
+  }
+}
+
+bool Relay::scan_doorbells() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  bool changed = false;
+  for (auto& [id, doorbell] : doorbells_) {
+    const uint32_t now = __atomic_load_n(doorbell.word, __ATOMIC_ACQUIRE);
+    if (now == doorbell.last) continue;
+    doorbell.last = now;
+    stats.doorbells.add(1);  // before the signal: whoever hears it may look
+    doorbell.to.signal();
+    changed = true;
+  }
+  return changed;
+}
+
+void Relay::forward(int64_t id) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto place = forwards_.find(id);
+  if (place == forwards_.end()) return;
+  uint64_t count;
+  iovec into = {&count, sizeof count};
+  // The other side can take the O_NONBLOCK back, and the counter before we do: this read never waits.
+  ssize_t n = preadv2(place->second.from.get(), &into, 1, -1, RWF_NOWAIT);
+  if (n < 0 && errno == EOPNOTSUPP) n = read(place->second.from.get(), &count, sizeof count);  // before Linux 5.8
+  if (n == sizeof count) {
+    stats.forwarded.add(1);
+    place->second.to.signal();
+  } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+    // Not an eventfd after all, or its other end has gone: it would keep this thread awake for ever.
+    epoll_ctl(epoll_, EPOLL_CTL_DEL, place->second.from.get(), nullptr);
+  }
+}
+
+// P6. Sequentially consistent, so that either this thread sees a word that changed or the driver sees the
+// bit.
+void Relay::set_sleeping(bool sleeping) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (sleep_word_ && sleeping) __atomic_fetch_or(sleep_word_, 1u, __ATOMIC_SEQ_CST);
+    if (sleep_word_ && !sleeping) __atomic_fetch_and(sleep_word_, ~1u, __ATOMIC_SEQ_CST);
+  }
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+}  // namespace vpci

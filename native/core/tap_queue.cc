@@ -1,0 +1,154 @@
+#include "tap_queue.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "frame_copy.h"
+
+namespace vpci {
+namespace {
+
+constexpr uint32_t kHeaderBytes = sizeof(NetHeader);
+// With offload a frame has up to 64 KiB behind its Ethernet header. One byte more tells what did not fit.
+constexpr uint32_t kSlotBytes = kHeaderBytes + kDefaultMaxFrame + 1;
+constexpr uint32_t kStride = (kSlotBytes + 63) & ~63u;
+constexpr uint32_t kPieces = 64;  // more in one packet are rare; IOV_MAX is 1024
+static_assert(kPieces + 1 <= IOV_MAX);
+
+}  // namespace
+
+std::shared_ptr<TapQueue> TapQueue::create(int fd, uint32_t max_frame) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) return nullptr;
+  std::shared_ptr<TapQueue> queue(new TapQueue(max_frame));
+  if (!queue->fd_.duplicate(fd, nullptr)) return nullptr;
+  queue->writable_ = epoll_create1(EPOLL_CLOEXEC);
+  if (queue->writable_ < 0) return nullptr;
+  epoll_event event{};
+  event.events = EPOLLOUT;
+  if (epoll_ctl(queue->writable_, EPOLL_CTL_ADD, queue->fd_.get(), &event) != 0) return nullptr;
+  return queue;
+}
+
+TapQueue::TapQueue(uint32_t max_frame)
+    : max_frame_(max_frame), memory_(static_cast<size_t>(kStride) * Burst::kMax), linear_(kDefaultMaxFrame) {}
+
+TapQueue::~TapQueue() {
+  if (writable_ >= 0) close(writable_);
+}
+
+uint32_t TapQueue::receive(Burst& burst) {
+  burst.clear();
+  uint64_t bytes = 0;
+  // Each turn takes a packet from the kernel, also when it is dropped: a flood of bad ones does not stop the
+  // lanes.
+  for (uint32_t turn = 0; turn < Burst::kMax; turn++) {
+    uint8_t* const slot = memory_.data() + static_cast<size_t>(kStride) * burst.end;
+    const ssize_t n = read(fd_.get(), slot, kSlotBytes);
+    if (n < 0) {
+      if (errno == EAGAIN) break;
+      if (errno == EINTR) continue;
+      // EINVAL: the kernel has a packet that it cannot describe. Others say that the device has gone
+      // (EBADFD).
+      if (errno != EINVAL) {
+        set_broken(false, "the TAP device is gone");
+        break;
+      }
+      receive_stats.drop(Drop::kBadHeader);
+      break;
+    }
+    if (n < static_cast<ssize_t>(kHeaderBytes + kMinFrame)) {
+      receive_stats.drop(Drop::kTooShort);
+      if (n == 0) break;
+      continue;
+    }
+    const uint32_t length = static_cast<uint32_t>(n) - kHeaderBytes;
+    if (length > max_frame_) {
+      receive_stats.drop(Drop::kTooLong);
+      continue;
+    }
+    Packet& packet = burst.packets[burst.end];
+    memcpy(static_cast<void*>(&packet.header), slot, kHeaderBytes);
+    packet.header.num_buffers = 0;
+    // What is behind the kernel may be another guest: its headers are checked as well.
+    if (!check_from_device(&packet.header, length, ~uint64_t{0})) {
+      receive_stats.drop(Drop::kBadHeader);
+      continue;
+    }
+    packet.first = {slot + kHeaderBytes, length};
+    packet.length = length;
+    packet.segments = 1;
+    packet.more = 0;
+    burst.end++;
+    bytes += length;
+  }
+  receive_stats.packets.add(burst.end);
+  receive_stats.bytes.add(bytes);
+  receive_stats.burst(burst.end);
+  return burst.end;
+}
+
+// 0 or errno.
+int TapQueue::write_packet(const Burst& burst, const Packet& packet) {
+  NetHeader header = packet.header;
+  header.num_buffers = 0;
+  iovec parts[kPieces + 1];
+  parts[0] = {&header, kHeaderBytes};
+  int count = 2;
+  if (packet.segments <= kPieces) {
+    parts[1] = {packet.first.data, packet.first.length};
+    for (uint32_t i = 1; i < packet.segments; i++) {
+      const Segment& segment = burst.extra[packet.more + i - 1];
+      parts[count++] = {segment.data, segment.length};
+    }
+  } else {
+    copy_packet(linear_.data(), burst, packet);
+    parts[1] = {linear_.data(), packet.length};
+  }
+  ssize_t n;
+  do {
+    n = writev(fd_.get(), parts, count);
+  } while (n < 0 && errno == EINTR);
+  return n < 0 ? errno : 0;
+}
+
+uint32_t TapQueue::send(const Burst& burst) {
+  if (broken(true)) return 0;
+  uint64_t packets = 0;
+  uint64_t bytes = 0;
+  uint32_t i = burst.begin;
+  for (; i < burst.end; i++) {
+    const Packet& packet = burst.packets[i];
+    if (packet.length > max_frame_ || packet.length > kDefaultMaxFrame) {
+      send_stats.drop(Drop::kTooLong);
+      continue;
+    }
+    if (packet.length < kMinFrame) {
+      send_stats.drop(Drop::kTooShort);
+      continue;
+    }
+    const int failed = write_packet(burst, packet);
+    if (failed == EAGAIN) break;  // the queue of the socket is full
+    if (failed == EBADFD) {
+      set_broken(true, "the TAP device is gone");
+      break;
+    }
+    if (failed) {
+      send_stats.drop(Drop::kDeviceError);  // EIO: the interface is down
+    } else {
+      packets++;
+      bytes += packet.length;
+    }
+  }
+  send_stats.packets.add(packets);
+  send_stats.bytes.add(bytes);
+  send_stats.burst(i - burst.begin);
+  return i - burst.begin;
+}
+
+}  // namespace vpci

@@ -1,0 +1,347 @@
+// The queues without rings (source, sink, TAP, app) and the relay.
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+
+#include "../core/app_queue.h"
+#include "../core/relay.h"
+#include "../core/sink_queue.h"
+#include "../core/source_queue.h"
+#include "../core/tap_queue.h"
+#include "../core/test_frame.h"
+#include "../core/worker.h"
+#include "check.h"
+
+namespace vpci::test {
+namespace {
+
+std::shared_ptr<SourceQueue> stream(uint32_t bytes, uint32_t id, uint64_t count = 0) {
+  SourceQueue::Options options;
+  options.bytes = bytes;
+  options.has_stream = true;
+  options.stream = id;
+  options.count = count;
+  return SourceQueue::create(options);
+}
+
+bool readable(int fd, int timeout_ms = 0) {
+  pollfd p{fd, POLLIN, 0};
+  return poll(&p, 1, timeout_ms) == 1;
+}
+
+// A tun fd is a packet device: a datagram socket stands in for it, header and all.
+struct FakeTap {
+  int fds[2] = {-1, -1};
+  FakeTap() { CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0); }
+  ~FakeTap() {
+    close(fds[0]);
+    if (fds[1] >= 0) close(fds[1]);
+  }
+};
+
+}  // namespace
+
+TEST("source and sink: every byte of a stream is checked") {
+  for (const uint32_t bytes : {38u, 39u, 64u, 1518u, 65535u}) {
+    auto source = stream(bytes, 5);
+    SinkQueue sink({true, 5});
+    Burst burst(16);
+    check::Random random(bytes);
+    uint64_t altered = 0, foreign = 0;
+    for (int turn = 0; turn < 40; turn++) {
+      CHECK_EQ(source->receive(burst), Burst::kMax);
+      // One bit of one packet, anywhere. Magic, stream and ethertype make it foreign, everything else
+      // altered.
+      const uint64_t bit = random.below(bytes * 8);
+      uint8_t* const frame = burst.packets[random.below(Burst::kMax)].first.data;
+      frame[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+      const uint64_t at = bit / 8;
+      ((at >= 12 && at < 22) ? foreign : altered)++;
+      CHECK_EQ(sink.send(burst), Burst::kMax);
+      frame[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+      source->release(burst, Burst::kMax);
+      CHECK_EQ(sink.verified.altered.get(), altered);
+      CHECK_EQ(sink.verified.foreign.get(), foreign);
+    }
+  }
+}
+
+TEST("sink: lost, late and shortened packets are told apart") {
+  auto source = stream(64, 1);
+  SinkQueue sink({true, 1});
+  Burst burst(16);
+  source->receive(burst);
+  Burst part(16);
+  const auto send = [&](std::initializer_list<int> numbers) {
+    part.clear();
+    for (const int n : numbers) part.packets[part.end++] = burst.packets[n];
+    sink.send(part);
+  };
+  send({0, 1, 2});
+  CHECK_EQ(sink.verified.lost.get(), 0);
+  send({5});
+  CHECK_EQ(sink.verified.lost.get(), 2);
+  send({3});
+  CHECK_EQ(sink.verified.lost.get(), 1);
+  CHECK_EQ(sink.verified.reordered.get(), 1);
+  part.clear();
+  part.packets[part.end++] = burst.packets[6];
+  part.packets[0].first.length = part.packets[0].length = 63;
+  sink.send(part);
+  CHECK_EQ(sink.verified.altered.get(), 1);
+  CHECK_EQ(sink.verified.packets.get(), 6);
+}
+
+TEST("sink: a frame in pieces is one frame") {
+  auto source = stream(1000, 1, 64);
+  SinkQueue sink({true, 1});
+  Burst burst(1024);
+  source->receive(burst);
+  check::Random random(3);
+  for (uint32_t i = 0; i < burst.end; i++) {
+    Packet& packet = burst.packets[i];
+    packet.more = static_cast<uint16_t>(burst.extra_used);
+    uint32_t at = packet.first.length = static_cast<uint32_t>(random.below(1000));
+    while (at < 1000) {
+      const uint32_t n = std::min<uint32_t>(1000 - at, 1 + static_cast<uint32_t>(random.below(300)));
+      burst.extra[burst.extra_used++] = {packet.first.data + at, n};
+      packet.segments++;
+      at += n;
+    }
+  }
+  sink.send(burst);
+  CHECK_EQ(sink.verified.packets.get(), 64);
+  CHECK_EQ(sink.verified.altered.get() + sink.verified.lost.get() + sink.verified.foreign.get(), 0);
+  CHECK(source->ended());
+  source->release(burst, burst.count());
+  CHECK_EQ(source->receive(burst), 0);
+}
+
+TEST("TAP: frames go both ways with their headers, in pieces or not") {
+  FakeTap fake;
+  auto tap = TapQueue::create(fake.fds[0], kDefaultMaxFrame);
+  CHECK(tap != nullptr);
+  for (const uint32_t pieces : {1u, 2u, 60u, 300u}) {
+    auto source = stream(1400, 1, 1);
+    Burst burst(1024);
+    source->receive(burst);
+    Packet& packet = burst.packets[0];
+    packet.header = NetHeader{1, 0, 54, 0, 34, 16, 7};
+    std::vector<uint8_t> expected(packet.first.data, packet.first.data + 1400);
+    const uint32_t step = 1400 / pieces;
+    packet.first.length = 1400 - step * (pieces - 1);
+    packet.segments = static_cast<uint16_t>(pieces);
+    for (uint32_t i = 0; i + 1 < pieces; i++) {
+      burst.extra[i] = {packet.first.data + packet.first.length + i * step, step};
+    }
+    CHECK_EQ(tap->send(burst), 1);
+    uint8_t got[2000];
+    CHECK_EQ(read(fake.fds[1], got, sizeof got), 1412);
+    CHECK(memcmp(got + 12, expected.data(), 1400) == 0);
+    CHECK(got[0] == 1 && got[6] == 34 && got[10] == 0);  // num_buffers is zero for the kernel
+    CHECK_EQ(write(fake.fds[1], got, 1412), 1412);
+    Burst back(16);
+    CHECK_EQ(tap->receive(back), 1);
+    CHECK_EQ(back.packets[0].length, 1400);
+    CHECK_EQ(back.packets[0].header.csum_start, 34);
+    CHECK(memcmp(back.packets[0].first.data, expected.data(), 1400) == 0);
+    tap->release(back, 1);
+    CHECK_EQ(tap->receive(back), 0);
+  }
+}
+
+TEST("TAP: no room is told by send, and wait_fd tells when there is some") {
+  FakeTap fake;
+  auto tap = TapQueue::create(fake.fds[0], kDefaultMaxFrame);
+  auto source = stream(60000, 1);
+  Burst burst(16);
+  uint32_t sent = 0;
+  source->receive(burst);
+  while (uint32_t n = tap->send(burst)) {
+    sent += n;
+    source->release(burst, n);
+    if (burst.empty()) source->receive(burst);
+  }
+  CHECK(sent > 0);
+  CHECK(!readable(tap->wait_fd(true)));
+  CHECK(!readable(tap->wait_fd(false)));
+  std::vector<uint8_t> buffer(70000);
+  while (read(fake.fds[1], buffer.data(), buffer.size()) > 0) sent--;
+  CHECK_EQ(sent, 0);
+  CHECK(readable(tap->wait_fd(true), 1000));
+  CHECK(tap->send(burst) > 0);
+  CHECK_EQ(tap->send_stats.drops[static_cast<int>(Drop::kDeviceError)].get(), 0);
+}
+
+TEST("TAP: impossible frames are dropped by cause; a flood of them does not hold the worker") {
+  FakeTap fake;
+  auto tap = TapQueue::create(fake.fds[0], 1500);
+  uint8_t frame[12 + 1501] = {};
+  const auto give = [&](size_t bytes) { CHECK_EQ(write(fake.fds[1], frame, bytes), bytes); };
+  give(12 + 13);
+  give(5);
+  give(12 + 1501);
+  frame[0] = 1;     // NEEDS_CSUM …
+  frame[7] = 0xff;  // … far outside
+  give(12 + 100);
+  frame[0] = 0;
+  give(12 + 100);
+  Burst burst(16);
+  CHECK_EQ(tap->receive(burst), 1);
+  const auto drops = [&](Drop cause) { return tap->receive_stats.drops[static_cast<int>(cause)].get(); };
+  CHECK_EQ(drops(Drop::kTooShort), 2);
+  CHECK_EQ(drops(Drop::kTooLong), 1);
+  CHECK_EQ(drops(Drop::kBadHeader), 1);
+  auto source = stream(1501, 1, 1);
+  Burst out(16);
+  source->receive(out);
+  CHECK_EQ(tap->send(out), 1);
+  CHECK_EQ(tap->send_stats.drops[static_cast<int>(Drop::kTooLong)].get(), 1);
+  close(fake.fds[1]);
+  fake.fds[1] = -1;
+  out.packets[0].length = out.packets[0].first.length = 100;
+  CHECK_EQ(tap->send(out), 1);  // whatever the error is, the packet is gone
+  CHECK_EQ(tap->send_stats.drops[static_cast<int>(Drop::kDeviceError)].get(), 1);
+}
+
+TEST("app queue: packets pass both ways between threads, and nobody sleeps through one") {
+  for (const Worker::Mode mode : {Worker::Mode::kPoll, Worker::Mode::kInterrupt}) {
+    constexpr uint64_t kCount = 20000;
+    WakeFd program;
+    auto queue = AppQueue::create({64, 256, 8}, [&] { program.signal(); });
+    auto source = stream(100, 1, kCount);
+    auto sink = std::make_shared<SinkQueue>(SinkQueue::Options{true, 1});
+    Worker worker;
+    Worker::Options options;
+    options.mode = mode;
+    CHECK_EQ(worker.start(options, [](const Worker::Event&) {}), 0);
+    worker.connect(source, queue, LanePolicy::kHold, [](const char*, uint32_t) {});
+    worker.connect(queue, sink, LanePolicy::kHold, [](const char*, uint32_t) {});
+    // The program sends back what it receives, and sleeps whenever it can.
+    uint64_t passed = 0;
+    uint64_t sleeps = 0;
+    while (passed < kCount) {
+      const uint32_t n = queue->take();
+      uint32_t done = 0;
+      while (done < n) {
+        const uint32_t slots = queue->reserve(n - done);
+        for (uint32_t i = 0; i < slots; i++) {
+          const uint32_t* from = &queue->pool()->received[2 * (done + i)];
+          memcpy(queue->pool()->memory + queue->pool()->to_send[2 * i], queue->pool()->memory + from[0],
+                 from[1]);
+          queue->pool()->to_send[2 * i + 1] = from[1];
+        }
+        CHECK(queue->give(slots));
+        done += slots;
+        if (done < n && !queue->want()) {
+          sleeps++;
+          CHECK(readable(program.fd(), 5000));
+          program.drain();
+        }
+      }
+      passed += n;
+      if (n > 0 || passed == kCount || queue->want()) continue;
+      sleeps++;
+      CHECK(readable(program.fd(), 5000));
+      program.drain();
+    }
+    for (int i = 0; i < 5000 && sink->verified.packets.get() < kCount; i++) usleep(1000);
+    CHECK_EQ(sink->verified.packets.get(), kCount);
+    CHECK_EQ(sink->verified.lost.get() + sink->verified.altered.get() + sink->verified.foreign.get(), 0);
+    CHECK(sleeps > 0);
+    worker.stop({});
+    worker.join();
+  }
+}
+
+TEST("relay: forwards come and go while signals fly, and none is forwarded after remove") {
+  Relay relay;
+  CHECK_EQ(relay.start(), 0);
+  std::atomic<bool> run{true};
+  const int from = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  std::thread ringer([&] {
+    const uint64_t one = 1;
+    while (run) {
+      [[maybe_unused]] const ssize_t n = write(from, &one, sizeof one);
+    }
+  });
+  uint64_t count;
+  for (int turn = 0; turn < 200; turn++) {
+    const int to = eventfd(0, EFD_CLOEXEC);  // a blocking one must not stop the relay
+    const int64_t id = relay.add(from, to);
+    CHECK(id > 0);
+    CHECK(readable(to, 5000));
+    CHECK(relay.remove(id));
+    CHECK_EQ(read(to, &count, sizeof count), sizeof count);
+    CHECK(!readable(to, turn % 20 == 0 ? 2 : 0));
+    CHECK(!relay.remove(id));
+    close(to);
+  }
+  run = false;
+  ringer.join();
+  close(from);
+}
+
+TEST("relay: a semaphore whose counter was set high is one signal, and the next write is another") {
+  Relay relay;
+  CHECK_EQ(relay.start(), 0);
+  const int from = eventfd(0, EFD_SEMAPHORE | EFD_NONBLOCK | EFD_CLOEXEC);
+  const int to = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  CHECK(relay.add(from, to) > 0);
+  uint64_t count = uint64_t{1} << 62;
+  for (uint64_t signals = 1; signals <= 3; signals++) {
+    CHECK_EQ(write(from, &count, sizeof count), sizeof count);
+    count = 1;
+    CHECK(readable(to, 5000));
+    usleep(20000);
+    CHECK_EQ(relay.stats.forwarded.get(), signals);
+    uint64_t got;
+    CHECK_EQ(read(to, &got, sizeof got), sizeof got);
+  }
+  relay.stop();
+  close(from);
+  close(to);
+}
+
+TEST("relay: no doorbell is lost between looking and sleeping") {
+  const int fd = memfd_create("page", MFD_CLOEXEC);
+  CHECK_EQ(ftruncate(fd, 8192), 0);
+  auto mapping = Mapping::create(fd, 0, 8192, true);
+  auto* sleep = reinterpret_cast<uint32_t*>(mapping->data());
+  auto* bell = reinterpret_cast<uint32_t*>(mapping->data() + 4096);
+  Relay relay;
+  CHECK_EQ(relay.start(), 0);
+  const int to = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), trap = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  const int nobody = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  CHECK(relay.add(trap, nobody) > 0);
+  CHECK(relay.add_doorbell(mapping, bell, to) > 0);
+  relay.set_sleep_word(mapping, sleep);
+  NotifyOptions options;
+  options.fd = trap;
+  options.doorbell = mapping;
+  options.doorbell_offset = 4096;
+  options.sleep_offset = 0;
+  NotifyTarget target;
+  std::string error;
+  CHECK(target.init(options, &error));
+  check::Random random(11);
+  uint64_t count;
+  for (int turn = 0; turn < 3000; turn++) {
+    target.signal();
+    CHECK(readable(to, 5000));
+    CHECK_EQ(read(to, &count, sizeof count), sizeof count);
+    for (uint64_t spin = random.below(4000); spin > 0; spin--) cpu_pause();
+  }
+  CHECK_EQ(relay.stats.doorbells.get(), 3000);
+  relay.stop();
+  CHECK_EQ(__atomic_load_n(sleep, __ATOMIC_ACQUIRE) & 1, 1);
+  for (const int open : {fd, to, trap, nobody}) close(open);
+}
+
+}  // namespace vpci::test

@@ -1,0 +1,508 @@
+// Device side of the split ring against hand-written rings: every malformed one by table, notification
+// suppression, indices around 65536, every ring size.
+#include "../core/split_device.h"
+#include "fixture.h"
+
+using namespace vpci;
+using namespace vpci::test;
+
+namespace {
+
+constexpr uint64_t kBase = 0x40000000, kBytes = 1 << 20, kData = kBase + 0x40000;
+constexpr uint64_t kIndirectTable = kBase + 0x30000;
+
+struct Bad {
+  const char* name;
+  void (*write)(RawRing& ring);
+  const char* cause;
+  uint64_t features = kFeatureIndirect | kFeatureVersion1;
+};
+
+void table_entry(const RawRing& r, uint32_t i, VirtqDesc d) {
+  (&r.memory.ref<VirtqDesc>(kIndirectTable))[i] = d;
+}
+
+// Ring of 8. Descriptor 0 is offered unless the row offers something itself. The flags are for readable
+// chains; the receiveq run of the same rows turns WRITE on.
+const Bad kBad[] = {
+    {"head", [](RawRing& r) { r.offer(8); }, "head is outside"},
+    {"head max", [](RawRing& r) { r.offer(0xffff); }, "head is outside"},
+    {"next",
+     [](RawRing& r) {
+       r.desc(0) = {kData, 100, kDescNext, 8};
+       r.offer(0);
+     },
+     "next descriptor is outside"},
+    {"self loop",
+     [](RawRing& r) {
+       r.desc(0) = {kData, 100, kDescNext, 0};
+       r.offer(0);
+     },
+     "loops"},
+    {"long loop",
+     [](RawRing& r) {
+       for (uint16_t i = 0; i < 8; i++)
+         r.desc(i) = {kData, 16, kDescNext, static_cast<uint16_t>((i + 1) % 8)};
+       r.offer(0);
+     },
+     "loops"},
+    {"avail jump", [](RawRing& r) { r.avail().idx = 9; }, "available index"},
+    {"avail behind", [](RawRing& r) { r.avail().idx = 0xffff; }, "available index"},
+    {"no region",
+     [](RawRing& r) {
+       r.desc(0) = {0x1000, 100, 0, 0};
+       r.offer(0);
+     },
+     "no region"},
+    {"behind the region",
+     [](RawRing& r) {
+       r.desc(0) = {kBase + kBytes - 50, 100, 0, 0};
+       r.offer(0);
+     },
+     "no region"},
+    {"one byte behind",
+     [](RawRing& r) {
+       r.desc(0) = {kBase + kBytes - 99, 100, 0, 0};
+       r.offer(0);
+     },
+     "no region"},
+    {"wrap",
+     [](RawRing& r) {
+       r.desc(0) = {UINT64_MAX - 10, 100, 0, 0};
+       r.offer(0);
+     },
+     "wraps"},
+    {"wrap from inside",
+     [](RawRing& r) {
+       r.desc(0) = {kData, 0xffffffff, 0, 0};
+       r.offer(0);
+     },
+     "no region"},
+    {"zero length",
+     [](RawRing& r) {
+       r.desc(0) = {kData, 0, 0, 0};
+       r.offer(0);
+     },
+     "zero length"},
+    {"zero length first",
+     [](RawRing& r) {
+       r.desc(0) = {kData, 0, kDescNext, 1};
+       r.desc(1) = {kData, 100, 0, 0};
+       r.offer(0);
+     },
+     "zero length"},
+    {"zero length last",
+     [](RawRing& r) {
+       r.desc(0) = {kData, 100, kDescNext, 1};
+       r.desc(1) = {kData, 0, 0, 0};
+       r.offer(0);
+     },
+     "zero length"},
+    {"indirect without feature",
+     [](RawRing& r) {
+       table_entry(r, 0, {kData, 100, 0, 0});
+       r.desc(0) = {kIndirectTable, 16, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "without the feature", kFeatureVersion1},
+    {"indirect with next",
+     [](RawRing& r) {
+       table_entry(r, 0, {kData, 100, 0, 0});
+       r.desc(0) = {kIndirectTable, 16, kDescIndirect | kDescNext, 1};
+       r.desc(1) = {kData, 100, 0, 0};
+       r.offer(0);
+     },
+     "indirect descriptor with NEXT"},
+    {"indirect empty",
+     [](RawRing& r) {
+       r.desc(0) = {kIndirectTable, 0, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "indirect table"},
+    {"indirect odd",
+     [](RawRing& r) {
+       r.desc(0) = {kIndirectTable, 24, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "indirect table"},
+    {"indirect huge",
+     [](RawRing& r) {
+       r.desc(0) = {kIndirectTable, 16 * 32769, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "too big"},
+    {"indirect nowhere",
+     [](RawRing& r) {
+       r.desc(0) = {0x20, 16, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "indirect table is in no region"},
+    {"indirect wraps",
+     [](RawRing& r) {
+       r.desc(0) = {UINT64_MAX - 8, 16, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "indirect table wraps"},
+    {"indirect nested",
+     [](RawRing& r) {
+       table_entry(r, 0, {kIndirectTable, 16, kDescIndirect, 0});
+       r.desc(0) = {kIndirectTable, 16, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "inside an indirect"},
+    {"indirect next outside",
+     [](RawRing& r) {
+       table_entry(r, 0, {kData, 100, kDescNext, 2});
+       r.desc(0) = {kIndirectTable, 32, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "outside the indirect table"},
+    {"indirect loop",
+     [](RawRing& r) {
+       table_entry(r, 0, {kData, 100, kDescNext, 0});
+       r.desc(0) = {kIndirectTable, 32, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "loops"},
+    {"indirect longer than the ring",
+     [](RawRing& r) {
+       for (uint16_t i = 0; i < 9; i++)
+         table_entry(r, i,
+                     {kData, 32, static_cast<uint16_t>(i < 8 ? kDescNext : 0), static_cast<uint16_t>(i + 1)});
+       r.desc(0) = {kIndirectTable, 9 * 16, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "longer than the ring"},
+    {"indirect zero length",
+     [](RawRing& r) {
+       table_entry(r, 0, {kData, 0, 0, 0});
+       r.desc(0) = {kIndirectTable, 16, kDescIndirect, 0};
+       r.offer(0);
+     },
+     "zero length"},
+};
+
+PeerQueueOptions options_for(const Memory& m, const RawRing& ring, bool transmit, uint64_t features) {
+  PeerQueueOptions o;
+  o.table = m.table;
+  o.features = features;
+  auto& side = transmit ? o.transmit : o.receive;
+  side.emplace();
+  side->ring = ring.at;
+  return o;
+}
+
+}  // namespace
+
+TEST("a malformed ring breaks its side with the cause, in both directions") {
+  for (bool transmit : {true, false}) {
+    for (const Bad& bad : kBad) {
+      Memory m(kBytes);
+      RawRing ring(m, kBase, 8);
+      bad.write(ring);
+      if (!transmit) {
+        for (uint32_t i = 0; i < 8; i++)
+          if (ring.desc(i).len || ring.desc(i).flags) ring.desc(i).flags |= kDescWrite;
+        for (uint32_t i = 0; i < 9; i++) (&m.ref<VirtqDesc>(kIndirectTable))[i].flags |= kDescWrite;
+      }
+      std::string error;
+      auto q = PeerQueue::create(options_for(m, ring, transmit, bad.features), &error);
+      CHECK(q != nullptr);
+      if (transmit) {
+        Burst burst(64);
+        CHECK_EQ(q->receive(burst), 0);
+        CHECK_EQ(q->receive(burst), 0);
+      } else {
+        Frames frames;
+        frames.add(300, 1);
+        CHECK_EQ(q->send(frames.burst), 0);
+      }
+      if (!q->broken(!transmit) || !std::strstr(q->broken(!transmit), bad.cause)) {
+        std::fprintf(stderr, "  row '%s' (%s): %s\n", bad.name, transmit ? "transmitq" : "receiveq",
+                     q->broken(!transmit) ? q->broken(!transmit) : "not broken");
+        check::failures()++;
+      }
+      CHECK(q->broken(transmit) == nullptr);
+      q->detached();
+      CHECK_EQ(q->next_avail(transmit), 0);
+      CHECK_EQ(ring.used().idx, 0);
+    }
+  }
+}
+
+TEST("a chain in the wrong direction, or writable before readable, breaks the ring") {
+  struct Row {
+    bool transmit;
+    uint16_t first, second;
+    const char* cause;
+  };
+  for (const Row& row : {Row{true, kDescWrite, 0, "writable descriptor in a transmitq"},
+                         Row{true, 0, kDescWrite, "writable descriptor in a transmitq"},
+                         Row{false, 0, kDescWrite, "readable descriptor in a receiveq"},
+                         Row{false, kDescWrite, 0, "readable descriptor behind a writable one"}}) {
+    Memory m(kBytes);
+    RawRing ring(m, kBase, 8);
+    ring.desc(0) = {kData, 64, static_cast<uint16_t>(row.first | kDescNext), 1};
+    ring.desc(1) = {kData + 64, 2048, row.second, 0};
+    ring.offer(0);
+    std::string error;
+    auto q = PeerQueue::create(options_for(m, ring, row.transmit, kFeatureVersion1), &error);
+    Burst burst(64);
+    Frames frames;
+    frames.add(100, 1);
+    if (row.transmit)
+      q->receive(burst);
+    else
+      q->send(frames.burst);
+    CHECK_TEXT(q->broken(!row.transmit), row.cause);
+  }
+}
+
+TEST("the packets in front of a malformed chain are delivered, and the index stays in front of it") {
+  Memory m(kBytes);
+  RawRing ring(m, kBase, 8);
+  for (uint16_t i = 0; i < 3; i++) {
+    ring.desc(i) = {kData + i * 256u, 112, 0, 0};
+    ring.offer(i);
+  }
+  ring.offer(77);
+  ring.offer(3);
+  std::string error;
+  auto q = PeerQueue::create(options_for(m, ring, true, kFeatureVersion1), &error);
+  Burst burst(64);
+  CHECK_EQ(q->receive(burst), 3);
+  q->release(burst, 3);
+  CHECK_EQ(q->receive(burst), 0);
+  CHECK_TEXT(q->broken(false), "head is outside");
+  q->detached();
+  CHECK_EQ(q->next_avail(true), 3);
+  CHECK_EQ(ring.used().idx, 3);
+}
+
+TEST("ring areas that are unaligned, overlap, leave their region or have a wrong size are refused") {
+  Memory m(kBytes, kBase, {{kBase, 0x80000, 0}, {kBase + 0x80000, 0x80000, 0x80000}});
+  struct Row {
+    RingAddresses at;
+    const char* why;
+  };
+  for (const Row& row : {
+           Row{{0, kBase, kBase + 0x1000, kBase + 0x2000}, "power of two"},
+           Row{{3, kBase, kBase + 0x1000, kBase + 0x2000}, "power of two"},
+           Row{{65536, kBase, kBase + 0x1000, kBase + 0x2000}, "power of two"},
+           Row{{8, kBase + 8, kBase + 0x1000, kBase + 0x2000}, "descriptor table is unaligned"},
+           Row{{8, kBase, kBase + 0x1001, kBase + 0x2000}, "available ring is unaligned"},
+           Row{{8, kBase, kBase + 0x1000, kBase + 0x2002}, "used ring is unaligned"},
+           Row{{8, kBase, kBase + 64, kBase + 0x2000}, "overlap"},
+           Row{{8, kBase, kBase + 0x1000, kBase + 0x1010}, "overlap"},
+           Row{{8, kBase, kBase + 0x1000, kBase}, "overlap"},
+           Row{{8, 0x1000, kBase + 0x1000, kBase + 0x2000}, "descriptor table is not inside"},
+           Row{{8, kBase, kBase + kBytes - 8, kBase + 0x2000}, "available ring is not inside"},
+           Row{{8, kBase, kBase + 0x1000, UINT64_MAX - 3}, "used ring is not inside"},
+           Row{{8, kBase + 0x80000 - 16, kBase + 0x1000, kBase + 0x2000}, "descriptor table is not inside"},
+       }) {
+    SplitDevice ring;
+    SplitDevice::Options o;
+    o.ring = row.at;
+    std::string error;
+    CHECK(!ring.init(m.table, o, &error));
+    CHECK_TEXT(error.c_str(), row.why);
+  }
+}
+
+TEST("ring areas in different or read-only mappings, or seen twice, are refused") {
+  Memory m(kBytes);
+  Memory other(kBytes);
+  auto read_only = Mapping::create(m.fd, 0, kBytes, false);
+  std::string error;
+  SplitDevice::Options o;
+  o.ring = {8, 0x1000, 0x100000, 0x101000};
+  SplitDevice a, b, c;
+  auto two = RegionTable::create({{0, 0x10000, m.mapping, 0}, {0x100000, 0x10000, other.mapping, 0}}, &error);
+  CHECK(!a.init(two, o, &error));
+  CHECK_TEXT(error.c_str(), "different mappings");
+  auto ro = RegionTable::create({{0, kBytes, read_only, 0}, {kBytes, kBytes, read_only, 0}}, &error);
+  CHECK(!b.init(ro, o, &error));
+  CHECK_TEXT(error.c_str(), "read-only");
+  auto twice =
+      RegionTable::create({{0, 0x10000, m.mapping, 0}, {0x100000, 0x10000, m.mapping, 0x1000}}, &error);
+  CHECK(!c.init(twice, o, &error));
+  CHECK_TEXT(error.c_str(), "overlap");
+}
+
+TEST("a descriptor that changes after it was fetched changes nothing") {
+  Memory m(kBytes);
+  RawRing ring(m, kBase, 8);
+  ring.desc(0) = {kData, 112, 0, 0};
+  fill(m.at(kData) + 12, 100, 5);
+  ring.offer(0);
+  std::string error;
+  auto q = PeerQueue::create(options_for(m, ring, true, kFeatureVersion1), &error);
+  Burst burst(64);
+  CHECK_EQ(q->receive(burst), 1);
+  ring.desc(0) = {0x10, 0xffffffff, kDescNext | kDescIndirect, 99};
+  ring.avail().ring[0] = 0x7777;
+  m.at(kData)[0] = 1;
+  CHECK(burst.packets[0].first.data == m.at(kData) + 12);
+  CHECK_EQ(burst.packets[0].length, 100);
+  CHECK_EQ(burst.packets[0].header.flags, 0);
+  q->release(burst, 1);
+  CHECK_EQ(ring.used_at(0).id, 0);
+  CHECK(q->broken(false) == nullptr);
+}
+
+TEST("every ring size works, across the wrap of the index at 65536") {
+  for (uint32_t size = 1; size <= kMaxRingSize; size *= 2) {
+    uint64_t ring_bytes = RawRing::bytes(size);
+    Memory m(ring_bytes + 4096);
+    RawRing ring(m, kBase, size);
+    ring.start(static_cast<uint16_t>(65536 - 3));
+    PeerQueueOptions o = options_for(m, ring, true, kFeatureVersion1);
+    o.transmit->next_avail = 65536 - 3;
+    std::string error;
+    auto q = PeerQueue::create(o, &error);
+    CHECK(q != nullptr);
+    Burst burst(64);
+    uint32_t sent = 0, got = 0;
+    while (sent < 10) {
+      uint32_t batch = std::min<uint32_t>(std::min(size, 4u), 10 - sent);
+      for (uint32_t i = 0; i < batch; i++) {
+        uint16_t d = static_cast<uint16_t>((sent + i) % size);
+        ring.desc(d) = {kBase + ring_bytes, 12 + 64 + sent + i, 0, 0};
+        ring.offer(d);
+      }
+      uint32_t n = q->receive(burst);
+      CHECK_EQ(n, batch);
+      for (uint32_t i = 0; i < n; i++) CHECK_EQ(burst.packets[i].length, 64 + got + i);
+      q->release(burst, n);
+      sent += batch;
+      got += n;
+      CHECK_EQ(ring.used().idx, static_cast<uint16_t>(65536 - 3 + sent));
+    }
+    CHECK_EQ(got, 10);
+    CHECK(q->broken(false) == nullptr);
+  }
+}
+
+TEST("need_event holds exactly when the index passed the event") {
+  check::Random r(3);
+  for (int i = 0; i < 100000; i++) {
+    uint16_t before = static_cast<uint16_t>(r.next()), n = static_cast<uint16_t>(r.below(300));
+    uint16_t event = static_cast<uint16_t>(before - 150 + r.below(600));
+    bool passed = false;
+    for (uint16_t k = 0; k < n; k++) passed |= static_cast<uint16_t>(before + k) == event;
+    CHECK_EQ(need_event(event, static_cast<uint16_t>(before + n), before), passed);
+  }
+}
+
+TEST("used notifications follow used_event at every index, and the flag without it") {
+  for (bool event_idx : {true, false}) {
+    Memory m(kBytes);
+    RawRing ring(m, kBase, 16);
+    ring.start(65530);
+    SplitDevice device;
+    SplitDevice::Options o;
+    o.ring = ring.at;
+    o.next_avail = 65530;
+    o.features = event_idx ? kFeatureEventIdx : 0;
+    std::string error;
+    CHECK(device.init(m.table, o, &error));
+    check::Random r(9);
+    CHECK(!device.needs_signal());
+    for (int i = 0; i < 3000; i++) {
+      uint32_t n = 1 + static_cast<uint32_t>(r.below(5));
+      uint16_t before = device.used_idx();
+      uint16_t event = static_cast<uint16_t>(before - 3 + r.below(10));
+      bool flag = r.below(2);
+      ring.used_event() = event;
+      ring.avail().flags = flag;
+      device.publish(n);
+      bool passed = static_cast<uint16_t>(event - before) < n;
+      bool expected = event_idx ? passed || i == 0 : !flag;
+      CHECK_EQ(device.needs_signal(), expected);
+      CHECK(!device.needs_signal());  // nothing new since
+    }
+  }
+}
+
+TEST("kicks stay suppressed while polling, for more than 65536 packets, and arming asks for them") {
+  for (bool event_idx : {true, false}) {
+    Memory m(kBytes);
+    RawRing ring(m, kBase, 256);
+    for (uint16_t i = 0; i < 256; i++) ring.desc(i) = {kData, 76, 0, 0};
+    PeerQueueOptions o = options_for(m, ring, true, kFeatureVersion1 | (event_idx ? kFeatureEventIdx : 0));
+    std::string error;
+    auto q = PeerQueue::create(o, &error);
+    Burst burst(64);
+    q->receive(burst);
+    uint32_t kicks = 0;
+    auto driver_kicks = [&](uint16_t before) {
+      if (!event_idx) return !(ring.used().flags & kUsedNoNotify);
+      CHECK_EQ(ring.used().flags, 0);
+      return need_event(ring.avail_event(), ring.avail_idx, before);
+    };
+    for (int round = 0; round < 3000; round++) {
+      uint16_t before = ring.avail_idx;
+      for (int i = 0; i < 50; i++) ring.offer(static_cast<uint16_t>(ring.avail_idx % 256));
+      kicks += driver_kicks(before);
+      uint32_t n = q->receive(burst);
+      CHECK_EQ(n, 50);
+      q->release(burst, n);
+    }
+    CHECK_EQ(kicks, 0);
+    CHECK(q->arm(false));
+    uint16_t before = ring.avail_idx;
+    ring.offer(static_cast<uint16_t>(before % 256));
+    CHECK(driver_kicks(before));
+    CHECK(!q->arm(false));  // work is there already
+    q->disarm(false);
+    before = ring.avail_idx;
+    ring.offer(static_cast<uint16_t>(before % 256));
+    CHECK(!driver_kicks(before));
+  }
+}
+
+TEST("arming the send side asks for buffers beyond those that were not enough") {
+  Memory m(kBytes);
+  RawRing ring(m, kBase, 8);
+  for (uint16_t i = 0; i < 8; i++) ring.desc(i) = {kData + i * 256u, 256, kDescWrite, 0};
+  ring.offer(0);
+  auto q = [&] {
+    std::string error;
+    return PeerQueue::create(options_for(m, ring, false, kFeatureVersion1 | kNetMrgRxbuf | kFeatureEventIdx),
+                             &error);
+  }();
+  Frames frames;
+  frames.add(600, 4);
+  CHECK_EQ(q->send(frames.burst), 0);
+  CHECK(q->arm(true));
+  uint16_t before = ring.avail_idx;
+  ring.offer(1);
+  CHECK(need_event(ring.avail_event(), ring.avail_idx, before));
+  q->disarm(true);
+  CHECK_EQ(q->send(frames.burst), 0);
+  ring.offer(2);
+  CHECK(!q->arm(true));
+  CHECK_EQ(q->send(frames.burst), 1);
+}
+
+TEST("a chain of more than 2^32 bytes breaks the ring, one of exactly as many does not") {
+  constexpr uint64_t kGiB = 1ull << 30;
+  for (bool over : {false, true}) {
+    Memory m(kGiB, 0);
+    RawRing ring(m, 0, 8);
+    for (uint16_t i = 0; i < 4; i++)
+      ring.desc(i) = {0, kGiB, static_cast<uint16_t>(i < 3 || over ? kDescNext : 0),
+                      static_cast<uint16_t>(i + 1)};
+    ring.desc(4) = {0, 1, 0, 0};
+    ring.offer(0);
+    std::string error;
+    auto q = PeerQueue::create(options_for(m, ring, true, kFeatureVersion1), &error);
+    Burst burst(64);
+    CHECK_EQ(q->receive(burst), 0);
+    if (over)
+      CHECK_TEXT(q->broken(false), "more than 2^32");
+    else
+      CHECK(q->broken(false) == nullptr);
+    CHECK_EQ(q->receive_stats.drops[static_cast<int>(Drop::kTooLong)].get(), over ? 0 : 1);
+  }
+}
