@@ -1,0 +1,183 @@
+/**
+ * PCI functions as sysfs shows them (Documentation/ABI/testing/sysfs-bus-pci). Reads, and writes what the kernel acts on.
+ * Decides nothing.
+ */
+import {
+  closeSync,
+  constants,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  readSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
+import { basename, join } from 'node:path';
+
+export interface PciFacts {
+  readonly address: string;
+  /** Another number when the function was unplugged and came back. */
+  readonly node: number;
+  readonly vendor: number;
+  readonly device: number;
+  /** Base class, sub-class and programming interface. */
+  readonly classCode: number;
+  readonly driver: string | undefined;
+  readonly group: number | undefined;
+  /** BARs that the function has, but for which the kernel has found no place. */
+  readonly unassignedBars: readonly number[];
+}
+
+/** linux/ioport.h */
+const IORESOURCE_IO = 0x100;
+const IORESOURCE_MEM = 0x200;
+const IORESOURCE_UNSET = 0x2000_0000n;
+const BARS = 6;
+
+/** A file's text; undefined when it is not there. */
+function textOf(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    return undefined;
+  }
+}
+
+/** The last component of what a link points to; undefined when there is no such link. */
+function targetOf(path: string): string | undefined {
+  try {
+    return basename(readlinkSync(path));
+  } catch {
+    return undefined;
+  }
+}
+
+/** The kernel numbers the entries of sysfs as it makes them. */
+function nodeOf(path: string): number {
+  try {
+    return statSync(path).ino;
+  } catch {
+    return 0;
+  }
+}
+
+function listOf(path: string): string[] {
+  try {
+    return readdirSync(path).sort();
+  } catch {
+    return [];
+  }
+}
+
+export class PciSysfs {
+  readonly #root: string;
+
+  /** Another root than `/sys` is for tests. */
+  constructor(root = '/sys') {
+    this.#root = root;
+  }
+
+  #bus(...path: string[]): string {
+    return join(this.#root, 'bus/pci', ...path);
+  }
+
+  addresses(): string[] {
+    return listOf(this.#bus('devices'));
+  }
+
+  /** Undefined when there is no function at this address. */
+  facts(address: string): PciFacts | undefined {
+    const folder = this.#bus('devices', address);
+    const number = (name: string): number => Number(textOf(join(folder, name)));
+    const vendor = number('vendor');
+    if (Number.isNaN(vendor)) return undefined;
+    const group = targetOf(join(folder, 'iommu_group'));
+    return {
+      address,
+      node: nodeOf(folder),
+      vendor,
+      device: number('device'),
+      classCode: number('class'),
+      driver: targetOf(join(folder, 'driver')),
+      group: group === undefined ? undefined : Number(group),
+      unassignedBars: unassigned(textOf(join(folder, 'resource')) ?? ''),
+    };
+  }
+
+  /** False when nobody answers a read of its configuration space: all bytes are ones then. */
+  answers(address: string): boolean {
+    let fd: number;
+    try {
+      fd = openSync(this.#bus('devices', address, 'config'), 'r');
+    } catch {
+      // Not readable for us: whoever opens the function will see.
+      return true;
+    }
+    try {
+      // Revision and class code.
+      const bytes = Buffer.alloc(4);
+      return readSync(fd, bytes, 0, 4, 8) !== 4 || bytes.readUInt32LE(0) !== 0xffff_ffff;
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  /** Addresses of all functions in an IOMMU group. */
+  groupMembers(group: number): string[] {
+    return listOf(join(this.#root, 'kernel/iommu_groups', String(group), 'devices'));
+  }
+
+  hasDriver(name: string): boolean {
+    return listOf(this.#bus('drivers')).includes(name);
+  }
+
+  /** Names of the function's network interfaces, and whether each is up. */
+  interfaces(address: string): { name: string; up: boolean }[] {
+    const net = this.#bus('devices', address, 'net');
+    return listOf(net).map((name) => ({
+      name,
+      up: (Number(textOf(join(net, name, 'flags')) ?? 0) & 1) !== 0,
+    }));
+  }
+
+  /** Written into `driver_override` of a function: only the driver of this name may take it; '' lifts that. */
+  overrideDriver(address: string, driver: string): void {
+    this.write(join('devices', address, 'driver_override'), `${driver}\n`);
+  }
+
+  /** Takes the function from its driver. */
+  unbind(address: string): void {
+    this.write(join('devices', address, 'driver', 'unbind'), address);
+  }
+
+  /** Has the kernel look for a driver. */
+  probe(address: string): void {
+    this.write('drivers_probe', address);
+  }
+
+  /** Writes a file below bus/pci, which has to exist. */
+  protected write(path: string, text: string): void {
+    const fd = openSync(this.#bus(path), constants.O_WRONLY);
+    try {
+      writeSync(fd, text);
+    } finally {
+      closeSync(fd);
+    }
+  }
+}
+
+/** `resource` has a line for each BAR: first address, last address, flags. */
+function unassigned(resource: string): number[] {
+  return resource
+    .split('\n')
+    .slice(0, BARS)
+    .flatMap((line, bar) => {
+      const [start = 0n, end = 0n, flags = 0n] = line
+        .split(/\s+/)
+        .filter((word) => /^0x[0-9a-f]+$/i.test(word))
+        .map(BigInt);
+      if ((flags & BigInt(IORESOURCE_IO | IORESOURCE_MEM)) === 0n || end === 0n) return [];
+      return start === 0n || (flags & IORESOURCE_UNSET) !== 0n ? [bar] : [];
+    });
+}
