@@ -1,0 +1,118 @@
+/**
+ * Child program of the benchmarks: an in-tree peer (NetPeer) that does one thing, and is asked for its rate through stdin.
+ *
+ *     peer-program.js '{"socketPath": …, "task": "bounce", "mode": "interrupt", "cpu": 1}'
+ *
+ * Tasks: `bounce` sends one packet, and from then on sends back what comes; `send` sends and takes as fast as it can, `take`
+ * only takes, `idle` does nothing; `tap` joins the peer to the TAP interface `tap`. Commands, one a line: `window MS` answers
+ * with the packets that came and went in that time, `log on` and `log off` switch dirty logging, the end of stdin ends it.
+ */
+import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { native, type PortQueue } from '#build/sys/native.js';
+import { Tap, TUN_F } from '#build/sys/tap.js';
+import { bits } from '#build/util/flags.js';
+import { FEATURE } from '#build/virtio/features.js';
+import { NET_FEATURE } from '#build/virtio-net/features.js';
+import { NetPeer } from '#build/virtio-net/peer.js';
+
+export interface PeerTask {
+  readonly socketPath: string;
+  readonly task: 'bounce' | 'send' | 'take' | 'idle' | 'tap';
+  readonly mode: 'poll' | 'interrupt' | 'adaptive';
+  readonly cpu?: number;
+  readonly frame?: number;
+  readonly tap?: string;
+}
+
+const FEATURES = bits(
+  FEATURE.VERSION_1,
+  FEATURE.EVENT_IDX,
+  FEATURE.INDIRECT_DESC,
+  NET_FEATURE.MRG_RXBUF,
+  NET_FEATURE.CSUM,
+  NET_FEATURE.GUEST_CSUM,
+  NET_FEATURE.HOST_TSO4,
+  NET_FEATURE.HOST_TSO6,
+  NET_FEATURE.GUEST_TSO4,
+  NET_FEATURE.GUEST_TSO6,
+);
+const MEMORY_BYTES = 64 << 20;
+const LOG_BYTES = 1 << 20;
+const MAC = Buffer.from([2, 0, 0, 0, 0, 1]);
+
+const options = JSON.parse(process.argv[2] ?? '') as PeerTask;
+const { task, mode, cpu } = options;
+await using peer = await NetPeer.connect({
+  socketPath: options.socketPath,
+  memoryBytes: MEMORY_BYTES,
+  ringSize: task === 'tap' ? 1024 : 256,
+  features: FEATURES,
+});
+await peer.start();
+const queue = peer.queues[0]!;
+const worker = new native.Worker({ mode, name: 'peer', ...(cpu !== undefined && { cpu }) });
+const others: PortQueue[] = [];
+const own = <Q extends PortQueue>(made: Q): Q => {
+  others.push(made);
+  return made;
+};
+const source = (count?: number): PortQueue =>
+  own(
+    new native.SourceQueue({
+      bytes: options.frame ?? 64,
+      destination: Buffer.alloc(6, 0xff),
+      source: MAC,
+      ...(count !== undefined && { count }),
+    }),
+  );
+
+let tap: Tap | undefined;
+if (task === 'bounce') {
+  await worker.connect(queue, queue, 'hold');
+  await worker.connect(source(1), queue, 'hold');
+} else if (task === 'send') {
+  await worker.connect(queue, own(new native.SinkQueue()), 'hold');
+  await worker.connect(source(), queue, 'hold');
+} else if (task === 'take') {
+  await worker.connect(queue, own(new native.SinkQueue()), 'hold');
+} else if (task === 'tap') {
+  tap = new Tap(options.tap ?? 'tap0');
+  tap.setUp();
+  tap.setOffloads(TUN_F.CSUM | TUN_F.TSO4 | TUN_F.TSO6);
+  tap.setCarrier(true);
+  const tapQueue = own(new native.TapQueue({ fd: tap.queueFd(0) }));
+  await worker.connect(queue, tapQueue, 'hold');
+  await worker.connect(tapQueue, queue, 'hold');
+}
+console.log(JSON.stringify({ event: 'ready', features: `0x${peer.features.toString(16)}` }));
+
+const logFd = native.memfdCreate('log', LOG_BYTES);
+async function run(command: string, argument: string): Promise<object> {
+  if (command === 'log') {
+    if (argument === 'on') await peer.frontEnd.startLogging({ fd: logFd, size: LOG_BYTES, offset: 0 });
+    else await peer.frontEnd.stopLogging();
+    return { event: 'logging', on: argument === 'on' };
+  }
+  const before = queue.stats();
+  const begin = performance.now();
+  await sleep(Number(argument));
+  const after = queue.stats();
+  return {
+    event: 'window',
+    ms: performance.now() - begin,
+    received: after.receive.packets - before.receive.packets,
+    sent: after.send.packets - before.send.packets,
+  };
+}
+
+try {
+  for await (const line of createInterface({ input: process.stdin })) {
+    const [command = '', argument = ''] = line.split(' ');
+    console.log(JSON.stringify(await run(command, argument)));
+  }
+} finally {
+  await worker.stop();
+  for (const other of others) other.close();
+  tap?.[Symbol.dispose]();
+}

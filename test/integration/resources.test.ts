@@ -1,0 +1,54 @@
+/** A device process that runs out of descriptors: it refuses, keeps nothing, and serves again when there are some. */
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, it } from 'vitest';
+import { NetPeer } from '../../src/virtio-net/peer.js';
+import { fdCount, run, vhostPci } from '../support/process.js';
+import { Scope, sleep, until } from '../support/scope.js';
+
+let scope: Scope;
+beforeEach(() => {
+  scope = new Scope();
+});
+afterEach((context) => scope.end(context));
+
+const MEMORY = 4 << 20;
+
+it.each([0, 1, 2, 3, 4, 6, 8, 12, 20, 60])('with %i descriptors left', { timeout: 30_000 }, async (left) => {
+  const folder = scope.folder();
+  const [socketPath, vfioUser] = [join(folder, 's'), join(folder, 'v')];
+  const device = vhostPci(scope, [
+    'device',
+    '--socket-path',
+    socketPath,
+    '--vfio-user',
+    vfioUser,
+    '--queue-pairs',
+    '32',
+  ]);
+  const limit = (files: number) => run('prlimit', ['--pid', String(device.pid), `--nofile=${files}:4096`]);
+  const attempt = async (ms: number): Promise<boolean> => {
+    const peer = await NetPeer.connect({ socketPath, memoryBytes: MEMORY, ringSize: 64 });
+    const started = await Promise.race([
+      peer.start().then(
+        () => true,
+        () => false,
+      ),
+      sleep(ms),
+    ]);
+    await peer[Symbol.asyncDispose]();
+    return started === true;
+  };
+  await until('a first peer', 10_000, () => attempt(3000).catch(() => false));
+  await sleep(200);
+  await limit(fdCount(device.pid) + left);
+  for (let n = 0; n < 3; n++) await Promise.race([attempt(500).catch(() => false), sleep(1500)]);
+  await limit(4096);
+  await sleep(400);
+  expect(device.exit).toBeUndefined();
+  expect(await attempt(3000)).toBe(true);
+  await sleep(300);
+  const after = fdCount(device.pid);
+  for (let n = 0; n < 3; n++) expect(await attempt(3000)).toBe(true);
+  await sleep(300);
+  expect(fdCount(device.pid)).toBe(after);
+});

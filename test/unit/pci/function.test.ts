@@ -1,0 +1,27 @@
+import { describe, expect, it } from 'vitest';
+import { COMMAND } from '../../../src/pci/config-space.js';
+import { enableBusMaster, readIdentity } from '../../../src/pci/function.js';
+import { handleOver } from './rig.js';
+
+describe('configuration header, driver side', () => {
+  it('reads the identity', async () => {
+    const bytes = Buffer.alloc(4096);
+    bytes.set([0xf4, 0x1a, 0xf2, 0x10, 0, 0, 0, 0, 7, 0x33, 0x00, 0x02]);
+    bytes.set([0xaa, 0xbb, 0xcc, 0xdd], 0x2c);
+    expect(await readIdentity(handleOver(bytes))).toEqual({
+      vendorId: 0x1af4,
+      deviceId: 0x10f2,
+      revision: 7,
+      classCode: 0x020033,
+      subsystemVendorId: 0xbbaa,
+      subsystemId: 0xddcc,
+    });
+  });
+
+  it('switches memory and bus master on and leaves the other command bits alone', async () => {
+    const bytes = Buffer.alloc(4096);
+    bytes.writeUInt16LE(COMMAND.INTX_DISABLE, 4);
+    await enableBusMaster(handleOver(bytes));
+    expect(bytes.readUInt16LE(4)).toBe(COMMAND.INTX_DISABLE | COMMAND.MEMORY | COMMAND.MASTER);
+  });
+});

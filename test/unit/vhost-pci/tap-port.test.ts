@@ -1,0 +1,85 @@
+import { existsSync, readFileSync } from 'node:fs';
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { TUN_F } from '../../../src/sys/tap.js';
+import { bits, hasBit } from '../../../src/util/flags.js';
+import { TapPort, tapOffloads } from '../../../src/vhost-pci/driver/tap-port.js';
+import { NET_FEATURE } from '../../../src/virtio-net/features.js';
+
+const F = NET_FEATURE;
+
+describe('the offloads of a TAP port', () => {
+  it('are those that the peer takes', () => {
+    expect(tapOffloads(0n)).toBe(0);
+    expect(tapOffloads(bits(F.GUEST_CSUM))).toBe(TUN_F.CSUM);
+    expect(tapOffloads(bits(F.GUEST_CSUM, F.GUEST_TSO4))).toBe(TUN_F.CSUM | TUN_F.TSO4);
+    expect(tapOffloads(bits(F.GUEST_CSUM, F.GUEST_TSO6, F.GUEST_ECN))).toBe(
+      TUN_F.CSUM | TUN_F.TSO6 | TUN_F.TSO_ECN,
+    );
+    expect(tapOffloads(bits(F.GUEST_CSUM, F.GUEST_UFO))).toBe(TUN_F.CSUM | TUN_F.UFO);
+    // What the peer may send says nothing about what it takes.
+    expect(tapOffloads(bits(F.CSUM, F.HOST_TSO4, F.HOST_TSO6, F.HOST_ECN, F.HOST_UFO))).toBe(0);
+  });
+
+  it('contain none but the peer has it, and nothing at all without checksums', () => {
+    fc.assert(
+      fc.property(fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), (features) => {
+        const flags = tapOffloads(features);
+        for (const [flag, bit] of [
+          [TUN_F.CSUM, F.GUEST_CSUM],
+          [TUN_F.TSO4, F.GUEST_TSO4],
+          [TUN_F.TSO6, F.GUEST_TSO6],
+          [TUN_F.TSO_ECN, F.GUEST_ECN],
+          [TUN_F.UFO, F.GUEST_UFO],
+        ] as const)
+          if (flags & flag) expect(hasBit(features, bit)).toBe(true);
+        if (!hasBit(features, F.GUEST_CSUM)) expect(flags).toBe(0);
+      }),
+    );
+  });
+});
+
+const mayUseTap = existsSync('/dev/net/tun') && process.getuid?.() === 0;
+
+describe.skipIf(!mayUseTap)('a TAP port', () => {
+  const name = `vpt${process.pid % 100_000}`;
+  const sys = (what: string): string => readFileSync(`/sys/class/net/${name}/${what}`, 'utf8').trim();
+
+  it('follows the peer with carrier and MTU, and goes with its owner', async () => {
+    const port = new TapPort(name);
+    try {
+      expect(sys('carrier')).toBe('0');
+      port.peerOn({ features: bits(F.GUEST_CSUM, F.GUEST_TSO4), mtu: 1400, pairs: 2 });
+      expect(sys('carrier')).toBe('1');
+      expect(sys('mtu')).toBe('1400');
+      port.setMtu(1300);
+      expect(sys('mtu')).toBe('1300');
+      port.announce(Buffer.alloc(60, 0xff));
+      port.peerOff();
+      expect(sys('carrier')).toBe('0');
+      // Another peer, with fewer pairs and offloads.
+      port.peerOn({ features: 0n, mtu: 0, pairs: 1 });
+      expect(sys('carrier')).toBe('1');
+    } finally {
+      await port[Symbol.asyncDispose]();
+    }
+    expect(existsSync(`/sys/class/net/${name}`)).toBe(false);
+  });
+
+  it('takes any MTU that a front-end may have set', async () => {
+    const port = new TapPort(name);
+    try {
+      port.peerOn({ features: 0n, mtu: 65_535, pairs: 1 });
+      expect(sys('mtu')).toBe('65521');
+      port.setMtu(68);
+      expect(sys('mtu')).toBe('68');
+    } finally {
+      await port[Symbol.asyncDispose]();
+    }
+  });
+
+  it('refuses a name that no interface can have', () => {
+    for (const wrong of ['', 'a/b', 'far-too-long-a-name', 'a b', '.', '..'])
+      expect(() => new TapPort(wrong)).toThrow(expect.objectContaining({ scope: 'usage' }));
+  });
+});

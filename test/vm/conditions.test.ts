@@ -1,0 +1,147 @@
+/**
+ * Conditions that users have: a stock guest with memory on both sides of the PCI hole, one whose memory is huge pages, and
+ * one with four queue pairs on two workers, by every way of waiting. The driver runs on the host.
+ */
+import { spawnSync } from 'node:child_process';
+import { closeSync, openSync, readFileSync, readSync, statfsSync, writeFileSync } from 'node:fs';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { run } from '../support/process.js';
+import type { Guest } from '../support/qemu.js';
+import type { Driver } from '../support/rig.js';
+import { type Availability, need, Scope } from '../support/scope.js';
+import { TAP_IP, VmPeer } from '../support/vm-peer.js';
+
+const GIB = 1024 ** 3;
+
+let scope: Scope;
+beforeEach(() => {
+  scope = new Scope();
+});
+afterEach((context) => scope.end(context));
+
+/** TCP each way, checksums compared. */
+async function transfers(vm: VmPeer, guest: Guest, mib: number): Promise<void> {
+  const { toTap, toGuest } = await vm.transfer(guest, mib);
+  expect(toTap[1]).toBe(toTap[0]);
+  expect(toGuest[1]).toBe(toGuest[0]);
+}
+
+/** Whether `bytes` are in a file at `from` or behind. */
+function fileHas(path: string, bytes: Buffer, from: number): boolean {
+  const chunk = Buffer.alloc(4 << 20);
+  const fd = openSync(path, 'r');
+  try {
+    for (let at = from; ; at += chunk.length - bytes.length) {
+      const got = readSync(fd, chunk, 0, chunk.length, at);
+      if (chunk.subarray(0, got).includes(bytes)) return true;
+      if (got < chunk.length) return false;
+    }
+  } finally {
+    closeSync(fd);
+  }
+}
+
+describe('a stock guest of 4 GiB', () => {
+  it('has its packets in memory above 4 GiB, and moves 10 MiB by TCP each way unaltered', async (context) => {
+    const { bsize, bavail } = statfsSync('/dev/shm');
+    if (bsize * bavail < 5 * GIB) context.skip('/dev/shm has less than 5 GiB');
+    const vm = await VmPeer.create(context, scope, { mib: 4096 });
+    const device = await vm.startDevice();
+    const net = vm.startNet();
+    const guest = await vm.startGuest();
+    await net.connection('on', 60_000);
+    await guest.ready();
+    await vm.ping(guest);
+    await transfers(vm, guest, 10);
+
+    // q35 has 2 GiB of it below the PCI hole and the rest at 4 GiB: "100000000-17fffffff : System RAM".
+    const above = /^100000000-([0-9a-f]+) : System RAM$/m.exec(await guest.ok('cat /proc/iomem'));
+    expect(Number.parseInt(above?.[1] ?? '0', 16)).toBe(6 * GIB - 1);
+    await device.line(/"message":"mem-info-bar","regions":2\b/, 1000, 'stderr');
+    // In the half of the file that is at 4 GiB: receive buffers as the driver fills them, num_buffers (VIRTIO 1.3, 5.1.6)
+    // and then an IPv4 frame from the TAP.
+    const start = Buffer.from(['0100', '525400000002', '020000000001', '0800'].join(''), 'hex');
+    expect(fileHas(vm.memoryFile, start, 2 * GIB)).toBe(true);
+    expect((await net.stop()).receive.drops).toBe(0);
+  });
+});
+
+/** A folder on hugetlbfs with `mib` of 2 MiB pages reserved for it; both go with the scope. */
+async function hugeFolder(mib: number): Promise<Availability<string>> {
+  const reservation = '/sys/kernel/mm/hugepages/hugepages-2048kB';
+  const read = (name: string): number => Number(readFileSync(`${reservation}/${name}`, 'utf8'));
+  const reserve = (pages: number): void => writeFileSync(`${reservation}/nr_hugepages`, String(pages));
+  try {
+    const before = read('nr_hugepages');
+    scope.defer(() => reserve(before));
+    reserve(before + mib / 2);
+    if (read('nr_hugepages') < before + mib / 2)
+      return { missing: `the kernel has no ${mib} MiB of huge pages` };
+  } catch (error) {
+    return { missing: `huge pages cannot be reserved: ${(error as Error).message}` };
+  }
+  const folder = scope.folder();
+  const mounted = spawnSync('mount', ['-t', 'hugetlbfs', '-o', 'pagesize=2M', 'none', folder], {
+    encoding: 'utf8',
+  });
+  if (mounted.status !== 0) return { missing: `hugetlbfs cannot be mounted: ${mounted.stderr}` };
+  scope.defer(async () => void (await run('umount', ['-l', folder])));
+  return { ok: folder };
+}
+
+describe('a stock guest whose memory is huge pages', () => {
+  it('pings and is pinged, and moves files by TCP each way', async (context) => {
+    const mib = 256;
+    const folder = need(context, await hugeFolder(mib));
+    const vm = await VmPeer.create(context, scope, { mib, folder });
+    await vm.startDevice();
+    const net = vm.startNet();
+    const guest = await vm.startGuest();
+    await net.connection('on', 60_000);
+    await guest.ready();
+    await vm.ping(guest);
+    await transfers(vm, guest, 4);
+    // All three use the file, whose pages are the huge ones.
+    expect(readFileSync(`/proc/${guest.child.pid}/smaps`, 'utf8')).toMatch(/Shared_Hugetlb: +[1-9]/);
+    expect(readFileSync(`/proc/${net.child.pid}/smaps`, 'utf8')).toMatch(/Shared_Hugetlb: +[1-9]/);
+    expect((await net.stop()).receive.drops).toBe(0);
+  });
+});
+
+describe('a stock guest with four queue pairs', () => {
+  /** A CPU transmits by the queue of its own number: pings from each of them. */
+  async function everyPair(guest: Guest, net: Driver): Promise<void> {
+    for (const mask of [1, 2, 4, 8]) await guest.ok(`taskset ${mask} ping -c 3 -i 0.2 -W 5 ${TAP_IP}`);
+    const totals = await net.until('packets by each queue', 10_000, ({ queues }) =>
+      queues.every(([received]) => received >= 3),
+    );
+    expect(totals.queues).toHaveLength(4);
+  }
+
+  it('is served by two workers that sleep at once, then by two that spin first', async (context) => {
+    const vm = await VmPeer.create(context, scope, { queuePairs: 4 });
+    await vm.startDevice();
+    let guest: Guest | undefined;
+    for (const mode of ['--interrupt', '--adaptive']) {
+      const net = vm.startNet(['--workers', '2', mode]);
+      guest ??= await vm.startGuest();
+      await net.connection('on', 60_000);
+      await guest.ready();
+      await guest.carrier(true);
+      await vm.ping(guest);
+      await everyPair(guest, net);
+      await transfers(vm, guest, 4);
+      const totals = await net.stop();
+      expect(totals.receive.drops).toBe(0);
+      const last = net.child.events().findLast((e) => e.event === 'stats');
+      const workers = last?.workers as { wakeups: number; busy_rounds: number }[];
+      expect(workers).toHaveLength(2);
+      // Each of them had work, and slept in between.
+      for (const worker of workers) {
+        expect(worker.busy_rounds).toBeGreaterThan(10);
+        expect(worker.wakeups).toBeGreaterThan(0);
+      }
+      await guest.carrier(false);
+    }
+  });
+});
