@@ -26,6 +26,7 @@ export default class Report {
           name: test.fullName,
           state: result.state,
           note: result.note,
+          again: test.diagnostic()?.flaky ?? false,
           errors: (result.errors ?? []).map(errorText),
         });
       }
