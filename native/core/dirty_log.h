@@ -49,10 +49,10 @@ class DirtyLog {
     for (uint64_t page = offset >> kPageShift; page <= last && page < pages_; page++) set(page);
   }
 
-  // These pages were written. Looking first spares a locked operation for each page that is still marked;
-  // that is sound behind a full fence only: who takes the bit after our look reads the page after our writes.
-  void mark_pages(const uint64_t* pages, uint32_t n) const {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  // These pages were written, and then came a full fence. Looking first spares a locked operation for each page
+  // that is still marked; that is sound behind the fence only: who takes the bit after our look reads the page
+  // after our writes.
+  void mark_fenced(const uint64_t* pages, uint32_t n) const {
     for (uint32_t i = 0; i < n; i++) {
       uint64_t page = pages[i];
       if (page >= pages_) continue;

@@ -115,9 +115,9 @@ void PeerQueue::detached() {
 }
 
 void PeerQueue::set_dirty_log(std::shared_ptr<const DirtyLog> log) {
+  transmit_.ring.set_log(log.get());
+  receive_.ring.set_log(log.get());
   log_ = std::move(log);
-  transmit_.ring.set_log(log_.get());
-  receive_.ring.set_log(log_.get());
 }
 
 void PeerQueue::set_enabled(bool transmit, bool receive) {

@@ -90,13 +90,12 @@ uint32_t PeerQueue::send_burst(const Burst& burst) {
         store32(slot.data + 8, (words.high & 0xffff) | num_buffers_one);
       else
         store16(slot.data + 8, static_cast<uint16_t>(words.high));
-      // A page is logged once it was written, and the memory of `replaced` is used again at once.
-      if (kLog || packet == &replaced) {
-        copy_bytes(slot.data + header_bytes, packet->first.data, packet->length);
-        if (kLog) ring.mark(slot.data, need);
-      } else {
-        copies_.add(slot.data + header_bytes, packet->first.data, packet->length);
-      }
+      copies_.add(slot.data + header_bytes, packet->first.data, packet->length);
+      // The memory of `replaced` is used again at once. A page is logged after it was written and before the used index
+      // that publishes it: marks wait for the publish, which comes after the copies, and a burst with more pages than
+      // can wait does its copies earlier.
+      if (__builtin_expect(packet == &replaced || (kLog && !ring.can_mark(need)), 0)) copies_.run();
+      if (kLog) ring.mark(slot.data, need);
       ring.put_used(used++, slot.head, need);
       ring.advance(1);
       receive_.next++;
@@ -142,6 +141,8 @@ PeerQueue::Sent PeerQueue::send_chains(const Burst& burst, const Packet& packet,
   SplitDevice& ring = receive_.ring;
   // What was looked at ahead is looked at anew after this packet.
   receive_.forget();
+  // Marks from here on may be more than can wait.
+  if (kLog) copies_.run();
   const uint64_t need = static_cast<uint64_t>(header_bytes_) + packet.length;
   uint64_t got = 0, last_length = 0;
   uint32_t chains = 0;

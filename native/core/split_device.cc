@@ -98,17 +98,19 @@ void SplitDevice::publish(uint32_t n) {
   used_idx_ = static_cast<uint16_t>(used_idx_ + n);
   // VIRTIO 1.3, 2.7.8.2: elements and buffers are visible before the index.
   store_release16(&used_->idx, used_idx_);
-  if (log_ && is_logged(Written::kUsed)) mark_now(&used_->idx, sizeof used_->idx);
+  if (log_ && is_logged(Written::kUsed))
+    mark_later(reinterpret_cast<const uint8_t*>(&used_->idx), sizeof used_->idx);
 }
 
 bool SplitDevice::needs_signal() {
   uint16_t before = signalled_;
-  if (before == used_idx_) return false;
+  if (signal_settled()) return false;
   bool valid = signal_valid_;
   signalled_ = used_idx_;
   signal_valid_ = true;
   // VIRTIO 1.3, 2.7.7.2: the index must be visible before the driver's wish is read.
   full_fence();
+  log_fenced();
   if (!event_idx_) return !(load_relaxed16(&avail_->flags) & kAvailNoInterrupt);
   // The first time nobody knows what was signalled by whoever served the ring before.
   return !valid || need_event(load_relaxed16(used_event()), used_idx_, before);

@@ -79,8 +79,8 @@ class SplitDevice {
   // -- notifications ----------------------------------------------------------------------------------------
   // True when the driver wants to hear of what was published since the last call (VIRTIO 1.3, 2.7.7.2).
   bool needs_signal();
-  // Nothing was published since needs_signal.
-  bool signal_settled() const { return signalled_ == used_idx_; }
+  // Nothing was published since needs_signal, and nothing waits to be logged.
+  bool signal_settled() const { return signalled_ == used_idx_ && pending_ == 0; }
   // Asks the driver not to kick. Cheap when that is so already: to be called once a burst.
   void suppress_kicks() {
     if (kicks_ == Kicks::kSuppressed && static_cast<uint16_t>(next_avail_ - event_) <= kEventLag) return;
@@ -91,13 +91,20 @@ class SplitDevice {
   uint16_t request_kicks(uint16_t from);
 
   // -- dirty log --------------------------------------------------------------------------------------------
-  // Between bursts only: what was written until then is in the old log.
-  void set_log(const DirtyLog* log) { log_ = log; }
+  // Between bursts only, while the old log is still there: what was written until then is in it.
+  void set_log(const DirtyLog* log) {
+    log_pending();
+    log_ = log;
+  }
   const DirtyLog* log() const { return log_; }
-  // `length` bytes of a buffer were written at `data`, which lies in the mapping of the ring. publish logs
-  // them.
+  // `length` bytes of a buffer are written at `data`, which lies in the mapping of the ring. publish logs them:
+  // they have to be there by then, or now already when can_mark says no.
   void mark(const uint8_t* data, uint64_t length) {
     if (is_logged(Written::kBuffer)) mark_later(data, length);
+  }
+  // True while the pages of `length` bytes can wait for the publish; else mark may log all that wait.
+  bool can_mark(uint64_t length) const {
+    return pending_ + (length >> DirtyLog::kPageShift) + 2 <= kPendingPages;
   }
   // `n` elements from the one `ahead` behind the used index on were written. For those that are not going to
   // be published; publish itself marks the others.
@@ -116,7 +123,8 @@ class SplitDevice {
   uint16_t* avail_event() const { return reinterpret_cast<uint16_t*>(&used_->ring[size_]); }
   void write16(uint16_t* to, uint16_t value);
   // Pages wait here for the publish, so that one fence serves all of them; a page that comes again was
-  // written before that fence too.
+  // written before that fence too. The page of the used index waits for the next fence: the next publish's, or
+  // that of needs_signal.
   void mark_later(const uint8_t* data, uint64_t length) {
     uint64_t at = static_cast<uint64_t>(data - log_base_);
     if (length == 0 || at >= log_limit_) return;
@@ -128,7 +136,12 @@ class SplitDevice {
     }
   }
   void log_pending() {
-    if (pending_ != 0) log_->mark_pages(pending_pages_, pending_);
+    if (pending_ == 0) return;
+    full_fence();
+    log_fenced();
+  }
+  void log_fenced() {
+    if (pending_ != 0) log_->mark_fenced(pending_pages_, pending_);
     pending_ = 0;
   }
   void mark_now(const void* data, uint64_t length) const {
@@ -164,7 +177,8 @@ class SplitDevice {
   const DirtyLog* log_ = nullptr;
   const uint8_t* log_base_ = nullptr;
   uint64_t log_limit_ = 0;
-  static constexpr uint32_t kPendingPages = 128;
+  // Two pages for each packet of a burst, and what the used ring needs.
+  static constexpr uint32_t kPendingPages = 160;
   uint64_t pending_pages_[kPendingPages];
   uint32_t pending_ = 0;
   std::shared_ptr<const RegionTable> table_;
