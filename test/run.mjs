@@ -171,9 +171,10 @@ const PARTS = {
     () => core('native core, the migration test without parts of the log has to fail', 'unlogged', 5),
     fuzz,
   ],
-  unit: [() => tests('unit tests', [...config, ...oneMore, 'test/unit'], 8)],
+  unit: [() => tests('unit tests', [...config, ...oneMore, 'test/unit'], 15)],
   integration: [
-    () => tests('integration tests', [...config, ...oneMore, '--no-file-parallelism', 'test/integration'], 8),
+    () =>
+      tests('integration tests', [...config, ...oneMore, '--no-file-parallelism', 'test/integration'], 20),
   ],
   vm: [() => tests('virtual machine tests', ['--config', 'test/vm/vitest.config.ts', ...oneMore], 40)],
 };

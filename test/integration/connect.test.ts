@@ -102,5 +102,5 @@ describe('vhost-pci net with --connect', () => {
       expect(packets + drops + from.undelivered.packets).toBe(from.queues[0]!.receive.packets);
     }
     expect([a.connected, b.connected, a.undelivered.packets > 0]).toEqual([false, false, true]);
-  }, 90_000);
+  }, 240_000);
 });

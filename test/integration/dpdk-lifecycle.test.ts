@@ -9,7 +9,7 @@ import { Rig } from '../support/rig.js';
 import { need, Scope, until } from '../support/scope.js';
 import { Testpmd, testpmd } from '../support/testpmd.js';
 
-const LIMIT = { timeout: 90 * SECONDS };
+const LIMIT = { timeout: 240 * SECONDS };
 const SOME = 5_000;
 
 let scope: Scope;
@@ -62,10 +62,12 @@ describe('a DPDK peer', () => {
     const net = rig.net(['--sink', '--cpu', '0']);
     let running = peer;
     let mark = 0;
-    const counts: number[] = [];
+    let fds = Number.POSITIVE_INFINITY;
     for (let round = 0; round < 4; round++) {
       await net.connection('on', 20 * SECONDS, mark);
-      counts.push(fdCount(device.pid));
+      // What was opened to make the link may be closed a little after the driver has told of it.
+      await until('no descriptor is left', 20 * SECONDS, () => fdCount(device.pid) <= fds);
+      if (round > 0) fds = Math.min(fds, fdCount(device.pid));
       const before = net.totals()?.receive.packets ?? 0;
       await running.forward();
       await net.until('packets', 20 * SECONDS, (t) => t.receive.packets > before + SOME);
@@ -74,7 +76,6 @@ describe('a DPDK peer', () => {
       await net.connection('off', 20 * SECONDS, mark);
       running = await restart();
     }
-    expect(new Set(counts.slice(1)).size, `descriptors of the device process: ${counts}`).toBe(1);
   });
 
   it('may come back after the driver was killed', LIMIT, async (context) => {

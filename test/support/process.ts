@@ -6,7 +6,7 @@ import { type ChildProcessByStdio, spawn } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
-import { type Scope, sleep, until } from './scope.js';
+import { PATIENCE_MS, type Scope, sleep, until } from './scope.js';
 
 /** The nearest folder above that has a package.json: this file runs from the sources and, for the benchmarks, compiled. */
 function findCheckout(): string {
@@ -36,8 +36,9 @@ export interface NetEvent {
 /** Output of a chatty child that is kept; older lines go. */
 const KEEP_LINES = 20_000;
 
-/** How long the output of a process that has ended is waited for. */
-const DRAIN_MS = 1000;
+/** How long the output of a process that has ended is waited for, at least: so many looks with this between them. */
+const DRAIN_MS = 100;
+const DRAIN_LOOKS = 10;
 
 const alive = new Set<Child>();
 process.on('exit', () => {
@@ -85,8 +86,15 @@ export class Child {
         end({ code: 127, signal: null });
       });
       this.#process.on('close', (code, signal) => end({ code, signal }));
-      // Its own children may hold the pipes open for ever.
-      this.#process.on('exit', (code, signal) => setTimeout(end, DRAIN_MS, { code, signal }));
+      // Its own children may hold the pipes open for ever. Each look is a turn of the event loop, in which output is
+      // read: a single timer could be over, on a machine that stood still, before any was.
+      this.#process.on('exit', (code, signal) => {
+        const look = (n: number): void => {
+          if (n === 0) end({ code, signal });
+          else if (!this.exit) setTimeout(look, DRAIN_MS, n - 1);
+        };
+        look(DRAIN_LOOKS);
+      });
     });
   }
 
@@ -155,11 +163,14 @@ export class Child {
   /** Asks it to end, and makes it end. */
   async stop(signal: NodeJS.Signals = 'SIGTERM', ms = 10_000): Promise<Exit> {
     this.signal(signal);
-    const ended = await Promise.race([this.exited, sleep(ms)]);
+    const limit = Math.max(ms, PATIENCE_MS);
+    const ended = await Promise.race([this.exited, sleep(limit)]);
     if (ended) return ended;
     this.signal('SIGKILL');
     const exit = await this.exited;
-    throw new Error(`${this.name} did not end within ${ms} ms of ${signal}${this.tail()} (${exit.signal})`);
+    throw new Error(
+      `${this.name} did not end within ${limit} ms of ${signal}${this.tail()} (${exit.signal})`,
+    );
   }
 
   /** SIGKILL, and wait. */

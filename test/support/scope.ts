@@ -20,7 +20,7 @@ export class Scope implements AsyncDisposable {
   }
 
   /** A folder of its own with a short path (Unix socket paths end at 107 bytes), removed at the end. */
-  folder(parent = tmpdir()): string {
+  folder(parent = shortTmp()): string {
     const path = mkdtempSync(join(parent, 'vp-'));
     this.defer(() => rmSync(path, { recursive: true, force: true }));
     return path;
@@ -50,7 +50,18 @@ export class Scope implements AsyncDisposable {
   }
 }
 
+/** $TMPDIR, unless a socket's path would not fit behind it. */
+export function shortTmp(): string {
+  return Buffer.byteLength(tmpdir()) > 70 ? '/tmp' : tmpdir();
+}
+
 export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+/**
+ * No wait is given up before this, whatever its own limit says: a limit is for an idle machine, and a busy one is ten
+ * times slower. It costs time only where a test fails anyway.
+ */
+export const PATIENCE_MS = 30_000;
 
 /** Calls `probe` until it returns something other than undefined or false; throws after `ms`, naming `what`. */
 export async function until<T>(
@@ -59,11 +70,14 @@ export async function until<T>(
   probe: () => T | undefined | false | Promise<T | undefined | false>,
   detail: () => string = () => '',
 ): Promise<T> {
-  const end = Date.now() + ms;
+  const limit = Math.max(ms, PATIENCE_MS);
+  const end = Date.now() + limit;
   for (;;) {
+    // A look that began in time counts: the process may have stood still since the last one.
+    const late = Date.now() > end;
     const value = await probe();
     if (value !== undefined && value !== false) return value;
-    if (Date.now() > end) throw new Error(`not within ${ms} ms: ${what}${detail()}`);
+    if (late) throw new Error(`not within ${limit} ms: ${what}${detail()}`);
     await sleep(20);
   }
 }

@@ -99,18 +99,26 @@ export class Testpmd {
 
   /** Starts it and waits for the prompt; a virtio_user client has connected and negotiated by then. */
   static async start(scope: Scope, program: Program, options: TestpmdOptions): Promise<Testpmd> {
-    const huge = reserveHugepages(scope);
-    const child = start(
-      scope,
-      'testpmd',
-      'stdbuf', // its statistics are block-buffered otherwise
-      ['-oL', program.command, ...program.prefix, ...ealArgs(options, huge), '--', ...appArgs(options)],
-      { env: program.env },
-    );
-    const testpmd = new Testpmd(child);
-    // A virtio_user server sits in accept() until its back-end comes: the caller waits, with `ready`.
-    if (!options.server) await testpmd.ready();
-    return testpmd;
+    const run = async (huge: boolean): Promise<Testpmd> => {
+      const child = start(
+        scope,
+        'testpmd',
+        'stdbuf', // its statistics are block-buffered otherwise
+        ['-oL', program.command, ...program.prefix, ...ealArgs(options, huge), '--', ...appArgs(options)],
+        { env: program.env },
+      );
+      const testpmd = new Testpmd(child);
+      // A virtio_user server sits in accept() until its back-end comes: the caller waits, with `ready`.
+      if (!options.server) await testpmd.ready();
+      else await child.until('its socket', 30_000, () => existsSync(options.path));
+      return testpmd;
+    };
+    if (!reserveHugepages(scope)) return run(false);
+    return run(true).catch((error: Error) => {
+      // Huge pages that were free a moment ago are somebody else's now.
+      if (/Cannot init memory/.test(error.message)) return run(false);
+      throw error;
+    });
   }
 
   /** Waits for the prompt, and sets the frame length. */

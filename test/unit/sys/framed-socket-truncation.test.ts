@@ -1,11 +1,11 @@
 /** More descriptors in one message than are taken: the kernel cuts the ancillary data, and the connection ends. */
 import { spawn, spawnSync } from 'node:child_process';
 import { closeSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import { FramedSocket } from '../../../src/sys/framed-socket.js';
 import { UnixServer } from '../../../src/sys/unix-server.js';
+import { shortTmp } from '../../support/scope.js';
 
 /** Sends 8 bytes with 40 copies of its stdin, which our own sender refuses to do, and waits for the end. */
 const SENDER = `
@@ -26,7 +26,7 @@ const python = spawnSync('python3', ['--version']).status === 0;
 it.skipIf(!python)(
   'closes a connection whose ancillary data was truncated, with every descriptor that came',
   async () => {
-    const folder = mkdtempSync(join(tmpdir(), 'vp-'));
+    const folder = mkdtempSync(join(shortTmp(), 'vp-'));
     const path = join(folder, 's');
     try {
       let accepted!: (fd: number) => void;

@@ -1,14 +1,14 @@
 import { closeSync, fstatSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { native } from '../../../src/sys/native.js';
+import { shortTmp } from '../../support/scope.js';
 import { errorOf, openFds } from './helpers.js';
 
 const bad = <T>(value: unknown): T => value as T;
 let folder: string;
 beforeEach(() => {
-  folder = mkdtempSync(join(tmpdir(), 'vp-'));
+  folder = mkdtempSync(join(shortTmp(), 'vp-'));
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 

@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest';
 const child = fileURLToPath(new URL('teardown-child.mjs', import.meta.url));
 
 function run(way: string): { status: number | null; signal: string | null; stdout: string; stderr: string } {
-  return spawnSync(process.execPath, ['--expose-gc', child, way], { encoding: 'utf8', timeout: 15_000 });
+  return spawnSync(process.execPath, ['--expose-gc', child, way], { encoding: 'utf8', timeout: 100_000 });
 }
 
 describe('the end of an environment', () => {

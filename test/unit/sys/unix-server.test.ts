@@ -1,14 +1,14 @@
 import { closeSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { native } from '../../../src/sys/native.js';
 import { UnixServer } from '../../../src/sys/unix-server.js';
+import { shortTmp } from '../../support/scope.js';
 
 let folder: string;
 let path: string;
 beforeEach(() => {
-  folder = mkdtempSync(join(tmpdir(), 'vp-'));
+  folder = mkdtempSync(join(shortTmp(), 'vp-'));
   path = join(folder, 's');
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));

@@ -10,7 +10,7 @@ beforeEach(() => {
 });
 afterEach((context) => rig.end(context));
 
-const settled = (promise: Promise<unknown>, ms = 3000): Promise<string> =>
+const settled = (promise: Promise<unknown>, ms = 30_000): Promise<string> =>
   Promise.race([
     promise.then(
       () => 'resolved',
