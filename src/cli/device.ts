@@ -1,5 +1,5 @@
 /** `vhost-pci device`: the device process on the host. */
-import { fstatSync } from 'node:fs';
+import { whyNoConnection } from '../sys/inherited-socket.js';
 import { usageError } from '../util/errors.js';
 import { createLog } from '../util/log.js';
 import { DeviceProcess } from '../vhost-pci/device/process.js';
@@ -120,12 +120,10 @@ function vhostUserEnd(values: Parsed['values']): { socketPath: string } | { fd: 
   if (!which) throw usageError('--socket-path or --fd is missing: give the vhost-user socket of the peer');
   if (which === 'socket-path') return { socketPath: text(values, 'socket-path') as string };
   const fd = wholeNumber(values, 'fd', 0, 0xffff) as number;
-  try {
-    if (fstatSync(fd).isSocket()) return { fd };
-  } catch {
-    throw usageError(`--fd ${fd}: this file descriptor is not open; the parent process has to hand it down`);
-  }
+  const wrong = whyNoConnection(fd);
+  if (wrong === undefined) return { fd };
   throw usageError(
-    `--fd ${fd}: not a socket; the parent process has to hand down a connected vhost-user socket`,
+    `--fd ${fd}: it is ${wrong}; the parent process has to hand down a connected vhost-user socket` +
+      (wrong.startsWith('a listening') ? ', or --socket-path has to name where to listen' : ''),
   );
 }

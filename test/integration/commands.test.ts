@@ -4,8 +4,8 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { native } from '../../src/sys/native.js';
 import { FrontEnd } from '../../src/vhost-user/front-end.js';
-import { type Child, vhostPci } from '../support/process.js';
-import { Scope, sleep, until } from '../support/scope.js';
+import { type Child, start, vhostPci, vhostPciArgv } from '../support/process.js';
+import { PATIENCE_MS, Scope, sleep, until } from '../support/scope.js';
 
 let scope: Scope;
 let folder: string;
@@ -15,14 +15,31 @@ beforeEach(() => {
 });
 afterEach((context) => scope.end(context));
 
-const LIMIT = { timeout: 60_000 };
+const LIMIT = { timeout: 180_000 };
 
 async function ended(args: readonly string[], fds: readonly number[] = []): Promise<Child> {
   const child = vhostPci(scope, args, { fds });
-  const exit = await Promise.race([child.exited, sleep(15_000)]);
+  const exit = await Promise.race([child.exited, sleep(PATIENCE_MS)]);
   if (!exit) throw new Error(`vhost-pci ${args.join(' ')} goes on${child.tail()}`);
   return child;
 }
+
+/** Python opens the socket, and runs the command with it as descriptor 3. */
+const HAND_DOWN = `
+import os, socket, sys
+kind, program = sys.argv[1], sys.argv[2:]
+if kind == 'datagram': s = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0]
+elif kind == 'packet': s = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)[0]
+elif kind == 'internet': s = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+elif kind == 'lonely': s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+else:
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    s.bind(program.pop(0))
+    s.listen()
+os.dup2(s.fileno(), 3)
+os.set_inheritable(3, True)
+os.execv(program[0], program)
+`;
 
 describe('a mistake', () => {
   it('is told in one line, with exit status 2', LIMIT, async () => {
@@ -31,7 +48,7 @@ describe('a mistake', () => {
       ['nonsense', /unknown command "nonsense"; the commands are device, net/],
       ['constructor', /unknown command/],
       ['device --vfio-user @/b', /--socket-path or --fd is missing/],
-      ['device --fd 77 --vfio-user @/b', /not open; the parent process has to hand it down/],
+      ['device --fd 65000 --vfio-user @/b', /it is not open; the parent process has to hand down/],
       ['net vfio-user:@/b --cpu 4095', /CPU 4095 cannot run a worker/],
       ['net vfio-user:@/file', /is not a socket/],
       ['net vfio-user:@/file/socket', /ENOTDIR/],
@@ -104,7 +121,21 @@ describe('the conventions for back-end programs', () => {
     const child = await ended(['device', '--fd', '3', '--vfio-user', join(folder, 'b')], [fd]);
     closeSync(fd);
     expect(child.exit?.code).toBe(2);
-    expect(child.stderr[0]).toMatch(/--fd 3: not a socket; the parent process has to hand down/);
+    expect(child.stderr[0]).toMatch(/--fd 3: it is not a socket; the parent process has to hand down/);
+  });
+
+  it.each([
+    ['datagram', [], /^vhost-pci: --fd 3: it is a datagram or packet socket, no stream socket; .*hand down/],
+    ['packet', [], /it is a datagram or packet socket/],
+    ['internet', [], /it is no Unix socket/],
+    ['lonely', [], /it is a socket without a connection/],
+    ['listening', ['@/listener'], /it is a listening socket, no connection; .* or --socket-path has to name/],
+  ] as const)('--fd that is a %s socket is refused', LIMIT, async (kind, paths, words) => {
+    const command = vhostPciArgv(['device', '--fd', '3', '--vfio-user', join(folder, 'b')]);
+    const args = ['-c', HAND_DOWN, kind, ...paths.map((p) => p.replace('@', folder)), ...command];
+    const child = start(scope, 'vhost-pci device', 'python3', args);
+    expect(await child.exited).toEqual({ code: 2, signal: null });
+    expect([child.stdout, child.stderr]).toEqual([[], [expect.stringMatching(words)]]);
   });
 });
 

@@ -52,7 +52,7 @@ describe('a mistake', () => {
       ['device --socket-path @/a --fd 3 --vfio-user @/b', /exclude each other; give one of them/],
       ['device --socket-path @/a --vfio-user @/a', /give each a path of its own/],
       ['device --fd x --vfio-user @/b', /--fd x: a whole number/],
-      ['device --fd 77 --vfio-user @/b', /not open; the parent process has to hand it down/],
+      ['device --fd 65000 --vfio-user @/b', /it is not open; the parent process has to hand down/],
       [`${sockets} --peer-memory @/m`, /go together/],
       [`${sockets} --peer-memory-size 1M`, /go together/],
       [`${sockets} --peer-memory @/m --peer-memory-size 5`, /give a multiple of 4096/],
