@@ -169,7 +169,6 @@ export class BackEnd implements AsyncDisposable {
 
   async #closed(error?: Error): Promise<void> {
     this.#state.over = true;
-    if (error) this.#log.warn({ code: (error as { code?: string }).code }, error.message);
     // The device first: it settles what the request in progress may be waiting for.
     const released = this.#releaseDevice(error);
     await this.#pending.catch(() => undefined);

@@ -16,12 +16,14 @@ import { VIRTQ_FLAG, type Virtq } from '../messages.js';
 import { DirtyLogMover } from './dirty-log.js';
 import type { PciFunction } from './function.js';
 import { type Link, type PublishedPeer, STOP_SETTLE_MS } from './link.js';
+import type { Refusals } from './refusals.js';
 
 export interface PeerOwner {
   readonly offeredFeatures: bigint;
   readonly queuePairs: number;
   readonly link: Link;
   readonly log: Log;
+  readonly refusals: Refusals;
   /** The PCI function that shows memory of this file, made if need be. Throws (scope `connection`) to refuse the file. */
   functionFor(memory: PeerMemory): Promise<PciFunction>;
   /** The function in place, whatever it shows. */
@@ -238,7 +240,8 @@ export class PeerConnection implements BackEndDevice {
 
   async closed(error?: Error): Promise<void> {
     clearTimeout(this.#enabling);
-    this.#owner.log.info(error ? `peer disconnected: ${error.message}` : 'peer disconnected');
+    if (error) this.#owner.refusals.tell('peer disconnected', error);
+    else this.#owner.log.info('peer disconnected');
     await this.#owner.link.letGo();
     for (const ring of this.#backEnd.state.rings)
       this.#owner.function?.notifications.setRing(ring.index, undefined, undefined);

@@ -17,6 +17,7 @@ import { type FunctionOptions, type FunctionOwner, PciFunction } from './functio
 import { Link, type LinkEnds } from './link.js';
 import { PeerConnection, type PeerOwner } from './peer.js';
 import { ReceiverPlug } from './receiver-qmp.js';
+import { Refusals } from './refusals.js';
 import { PeerWindow } from './window.js';
 
 export interface DeviceProcessOptions extends FunctionOptions {
@@ -30,6 +31,8 @@ export interface DeviceProcessOptions extends FunctionOptions {
   /** Adopt mode: the running VM that the device is plugged into while there is a peer. Wants MSI. */
   readonly receiver?: { readonly qmp: string; readonly bus: string };
 }
+
+const ONE_PEER = new VhostPciError('connection', 'EBUSY', 'the device serves one peer at a time');
 
 /** How long a second front-end waits for the first to end. */
 const GRACE_MS = 300;
@@ -45,6 +48,7 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
   readonly ended: Promise<void>;
   readonly link: Link;
   readonly log: Log;
+  readonly refusals: Refusals;
   readonly queuePairs: number;
   readonly #options: DeviceProcessOptions;
   #end!: () => void;
@@ -68,6 +72,7 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
   private constructor(options: DeviceProcessOptions) {
     this.#options = options;
     this.log = options.log;
+    this.refusals = new Refusals(options.log);
     this.queuePairs = options.queuePairs;
     this.link = new Link(this, options.log);
     const { receiver, vfioUser, log } = options;
@@ -151,7 +156,7 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
     try {
       this.#peer = new PeerConnection(fd, this);
       this.#dismissed = false;
-      this.log.info('peer connected');
+      this.log[this.refusals.repeating ? 'debug' : 'info']('peer connected');
     } catch (error) {
       // Out of file descriptors or memory: this front-end loses, the device goes on.
       this.log.error(`a peer could not be served: ${errorText(error)}`);
@@ -166,7 +171,7 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
   }
 
   #refuse(fd: number): void {
-    this.log.warn('a second vhost-user front-end was refused: the device serves one peer at a time');
+    this.refusals.tell('a second vhost-user front-end was refused', ONE_PEER);
     closeSync(fd);
   }
 
@@ -319,6 +324,7 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
   }
 
   started(virtqs: Parameters<LinkEnds['started']>[0]): void {
+    this.refusals.forget();
     this.#peer?.driverStarted(virtqs);
   }
 
