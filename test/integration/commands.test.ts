@@ -1,11 +1,13 @@
 /** The commands as a user meets them: help, mistakes told in one line with exit status 2, and the back-end conventions. */
-import { closeSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { closeSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { native } from '../../src/sys/native.js';
 import { FrontEnd } from '../../src/vhost-user/front-end.js';
 import { type Child, start, vhostPci, vhostPciArgv } from '../support/process.js';
-import { PATIENCE_MS, Scope, sleep, until } from '../support/scope.js';
+import { type Availability, need, PATIENCE_MS, Scope, sleep, until } from '../support/scope.js';
 
 let scope: Scope;
 let folder: string;
@@ -136,6 +138,47 @@ describe('the conventions for back-end programs', () => {
     const child = start(scope, 'vhost-pci device', 'python3', args);
     expect(await child.exited).toEqual({ code: 2, signal: null });
     expect([child.stdout, child.stderr]).toEqual([[], [expect.stringMatching(words)]]);
+  });
+});
+
+/** A mount namespace of its own with a small tmpfs on `folder`/tmpfs. */
+const SMALL_TMPFS = 'mount -t tmpfs -o "$1" tmpfs "$0" && shift && exec "$@"';
+
+/** Arguments of unshare(1). */
+function onTmpfs(options: string, size: string): string[] {
+  const place = join(folder, 'tmpfs');
+  mkdirSync(place, { recursive: true });
+  const file = join(place, 'memory');
+  const sockets = ['--socket-path', join(folder, 'a'), '--vfio-user', join(folder, 'b')];
+  const device = vhostPciArgv(['device', ...sockets, '--peer-memory', file, '--peer-memory-size', size]);
+  return ['-m', 'sh', '-c', SMALL_TMPFS, place, options, ...device];
+}
+
+function mayMount(): Availability<true> {
+  const { status } = spawnSync('unshare', ['-m', 'mount', '-t', 'tmpfs', 'tmpfs', tmpdir()]);
+  return status === 0 ? { ok: true } : { missing: 'this user may not mount a tmpfs' };
+}
+
+describe('a file system without room for the peer’s memory', () => {
+  it('is told at once when it takes no file', LIMIT, async (context) => {
+    need(context, mayMount());
+    const child = start(scope, 'vhost-pci device', 'unshare', onTmpfs('nr_inodes=1', '4M'));
+    expect(await child.exited).toEqual({ code: 2, signal: null });
+    expect(child.stderr).toEqual([
+      expect.stringMatching(/^vhost-pci: --peer-memory .*no space left on device/),
+    ]);
+  });
+
+  it('is told as a warning when it could run out of pages', LIMIT, async (context) => {
+    need(context, mayMount());
+    const tight = start(scope, 'vhost-pci device', 'unshare', onTmpfs('size=1m', '4M'));
+    await tight.line(/has 3145728 bytes too little for all of the peer's memory.*SIGBUS/, 10_000, 'stderr');
+    await tight.until('its socket', 10_000, () => existsSync(join(folder, 'a')));
+    expect((await tight.stop()).code).toBe(0);
+    const roomy = start(scope, 'vhost-pci device', 'unshare', onTmpfs('size=8m', '4M'));
+    await roomy.until('its socket', 10_000, () => existsSync(join(folder, 'a')));
+    expect((await roomy.stop()).code).toBe(0);
+    expect(roomy.stderr).toEqual([]);
   });
 });
 

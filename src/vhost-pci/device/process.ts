@@ -6,7 +6,7 @@ import { closeSync } from 'node:fs';
 import { totalmem } from 'node:os';
 import type { PeerMemory } from '../../memory/peer-memory.js';
 import { UnixServer } from '../../sys/unix-server.js';
-import { errorText, VhostPciError } from '../../util/errors.js';
+import { errorText, usageError, VhostPciError } from '../../util/errors.js';
 import { bitNames } from '../../util/flags.js';
 import type { Log } from '../../util/log.js';
 import { Server } from '../../vfio-user/server.js';
@@ -36,7 +36,7 @@ const ONE_PEER = new VhostPciError('connection', 'EBUSY', 'the device serves one
 
 /** How long a second front-end waits for the first to end. */
 const GRACE_MS = 300;
-/** Bytes of an adopted memory file for each byte of the host's memory: the bitmap of BAR4 grows with the file. */
+/** Bytes of a memory file for each byte of the host's memory: the bitmap of BAR4 grows with the file. */
 const MEMORY_FACTOR = 4;
 /** How long a peer with other memory is kept waiting until the receiving VM has let go of the former's. */
 const UNPLUG_LIMIT_MS = 10_000;
@@ -87,7 +87,17 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
     const device = new DeviceProcess(options);
     try {
       if (options.window) {
-        device.#install(PeerWindow.create(options.window.path, options.window.size));
+        if (options.window.size > MEMORY_FACTOR * totalmem())
+          throw usageError(
+            `--peer-memory-size ${options.window.size}: more than ${MEMORY_FACTOR} times the ${totalmem()} bytes of this host`,
+          );
+        const window = PeerWindow.create(options.window.path, options.window.size);
+        device.#install(window);
+        if (window.shortage > 0)
+          device.log.warn(
+            `the file system of ${options.window.path} has ${window.shortage} bytes too little for all of the peer's ` +
+              'memory: its QEMU ends by SIGBUS when there is none left. Make room, or name another place',
+          );
       } else {
         // Listened on when a peer brings its memory; a path that cannot be is told now.
         new UnixServer(options.vfioUser, (fd) => closeSync(fd)).close();

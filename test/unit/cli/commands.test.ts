@@ -59,6 +59,10 @@ describe('a mistake', () => {
       [`${sockets} --peer-memory @/m --peer-memory-size lots`, /a size such as 512M or 4G/],
       [`${sockets} --peer-memory @/dir --peer-memory-size 1M`, /--peer-memory .*dir/],
       [`${sockets} --peer-memory @/no/m --peer-memory-size 1M`, /--peer-memory .*no such file/i],
+      [
+        `${sockets} --peer-memory @/m --peer-memory-size 8000T`,
+        /more than 4 times the \d+ bytes of this host/,
+      ],
       [`${sockets} --queue-pairs 0`, /--queue-pairs 0: a whole number from 1 to 128/],
       [`${sockets} --queue-pairs 129`, /from 1 to 128/],
       [`${sockets} --interrupts intx`, /msix or msi is needed/],

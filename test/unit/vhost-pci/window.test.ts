@@ -1,7 +1,9 @@
+import { execFileSync } from 'node:child_process';
 import {
   closeSync,
   ftruncateSync,
   mkdirSync,
+  readdirSync,
   readFileSync,
   statSync,
   symlinkSync,
@@ -88,8 +90,36 @@ describe('the window', () => {
     expect(refusal(join(folder, 'dangling'), 4096)).toMatch(/ENOENT/);
     writeFileSync(join(folder, 'text'), 'x'.repeat(5000));
     expect(refusal(join(folder, 'text'), 4096)).toMatch(/5000 bytes/);
-    expect(refusal(join(folder, 'huge'), Number.MAX_SAFE_INTEGER - 4095)).toMatch(/--peer-memory/);
     mkdirSync(join(folder, 'sub'));
+  });
+
+  it('leaves nothing behind that it made, and what was there as it was, when the file may not grow', () => {
+    writeFileSync(join(folder, 'small'), 'precious');
+    symlinkSync(join(folder, 'target'), join(folder, 'link'));
+    // RLIMIT_FSIZE of this process; what exceeds it is told by SIGXFSZ first.
+    const limit = (bytes: string): unknown =>
+      execFileSync('prlimit', ['--pid', String(process.pid), `--fsize=${bytes}:`]);
+    const before = execFileSync('prlimit', [
+      '--pid',
+      String(process.pid),
+      '--fsize',
+      '-o',
+      'SOFT',
+      '--noheadings',
+    ]);
+    limit('65536');
+    try {
+      for (const name of ['new', 'link', 'small'])
+        expect(refusal(join(folder, name), 1 << 20)).toMatch(
+          /a file of 1048576 bytes is more than .* takes: give a smaller --peer-memory-size, .* "ulimit -f"$/,
+        );
+    } finally {
+      limit(before.toString().trim());
+    }
+    expect(readdirSync(folder).sort()).toEqual(['link', 'small']);
+    expect(readFileSync(join(folder, 'small'), 'utf8')).toBe('precious');
+    expect(process.listenerCount('SIGXFSZ')).toBe(0);
+    create(join(folder, 'new'), 1 << 20);
   });
 
   it('takes a memfd by its path in /proc, as a link to it', () => {
