@@ -1,8 +1,10 @@
-/** A device process that runs out of descriptors: it refuses, keeps nothing, and serves again when there are some. */
+/** Processes that run out of descriptors or memory: they say so, keep nothing, and serve again when there is some. */
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { NetPeer } from '../../src/virtio-net/peer.js';
-import { fdCount, run, vhostPci } from '../support/process.js';
+import { checkout, fdCount, run, start, vhostPci } from '../support/process.js';
+import { Rig } from '../support/rig.js';
 import { Scope, sleep, until } from '../support/scope.js';
 
 let scope: Scope;
@@ -53,6 +55,40 @@ it.each([0, 1, 2, 3, 4, 6, 8, 12, 20, 60])('with %i descriptors left', { timeout
     () => fdCount(device.pid) <= before,
     () => `: ${fdCount(device.pid)} instead of ${before}`,
   );
+});
+
+it('a driver without room for the peer’s memory says so, has its link down, and serves it later', {
+  timeout: 180_000,
+}, async () => {
+  const MIB = 256;
+  const rig = new Rig(scope);
+  const file = join(scope.folder(), 'memory');
+  const device = await rig.device({ window: { file, mib: MIB } });
+  const driver = rig.net(['--echo', '--interrupt']);
+  await device.line(/client connected/, 10_000, 'stderr');
+  const { pid } = driver.child;
+  const limit = (bytes: string) => run('prlimit', ['--pid', String(pid), `--as=${bytes}:`]);
+  // What it has at rest, and less than the peer's memory above that.
+  const vmSize = (): number =>
+    Number(/^VmSize:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) * 1024;
+  await until('the driver is at rest', 10_000, async () => {
+    const before = vmSize();
+    await sleep(500);
+    return vmSize() === before;
+  });
+  await limit(String(vmSize() + (MIB / 2) * 2 ** 20));
+  const program = join(checkout, 'test/support/net-peer.mjs');
+  const peer = start(scope, 'peer', process.execPath, [program, rig.vhostUser, file, String(MIB << 20)]);
+  const error = await driver.child.event('that it cannot', 10_000, (e) => e.event === 'error');
+  expect(error).toMatchObject({
+    code: 'ENOMAP',
+    message: expect.stringMatching(/peer's memory cannot be mapped: .*ENOMEM.*Raise the limits .*ulimit -v/),
+  });
+  await peer.event('its link goes down', 10_000, (e) => e.event === 'disconnected');
+  await limit('unlimited');
+  const served = await peer.event('frames that come back', 30_000, (e) => e.event === 'echoed');
+  expect(served).toMatchObject({ altered: 0, reordered: 0 });
+  expect((await driver.stop()).receive.drops).toBe(0);
 });
 
 /** Open descriptors once their number does not change any more. */

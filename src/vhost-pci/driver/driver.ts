@@ -37,6 +37,8 @@ export interface DriverOwner {
 const LEAVE_LIMIT_MS = 5000;
 /** Pause before the device's status is looked at: with a single vector every kick of the peer is an occasion. */
 const CHECK_MS = 100;
+/** Code of a peer's memory that this process has no room for. */
+const UNMAPPED = 'ENOMAP';
 
 export class Driver {
   /** Resolves with the reason when the device is gone or the driver was closed; all is let go by then. */
@@ -199,7 +201,8 @@ export class Driver {
 
   #enqueue(work: () => Promise<void>): Promise<void> {
     this.#work = this.#work.then(work).catch((error) => {
-      if ((error as { code?: string }).code === 'EBADRING' && !(error instanceof VhostPciError))
+      const { code } = error as { code?: string };
+      if (code === UNMAPPED || (code === 'EBADRING' && !(error instanceof VhostPciError)))
         void this.#fail(error);
       else this.#owner.error(error);
     });
@@ -232,7 +235,9 @@ export class Driver {
   async #memInfo(info: MemInfoBar): Promise<void> {
     await this.#letGo('the peer changed');
     if (this.#closing) return;
-    const memory = await this.#device.mapBar(info.bar);
+    const memory = await this.#device.mapBar(info.bar).catch((cause) => {
+      throw unmapped(cause);
+    });
     this.#memory = memory;
     this.#info = info;
     const address = memory.mapping.address - BigInt(memory.area.offset);
@@ -346,4 +351,14 @@ export class Driver {
       },
     };
   }
+}
+
+/**
+ * A system call failed for want of memory or descriptors. The device is let go of, which takes the peer's link down, and
+ * opened again: the peer is told the truth meanwhile, and served once there is room.
+ */
+function unmapped(cause: unknown): unknown {
+  if (cause instanceof VhostPciError) return cause;
+  const text = `the peer's memory cannot be mapped: ${errorText(cause)}. Raise the limits of this process ("ulimit -v", "ulimit -n")`;
+  return new VhostPciError('device', UNMAPPED, text, { cause });
 }
