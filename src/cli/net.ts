@@ -128,9 +128,13 @@ async function serve(all: readonly Running[], interval: number | undefined): Pro
     await Promise.race([untilSignal(), ...running.map(({ endpoint }) => endpoint.ended)]);
     await close();
     report();
+  } catch (error) {
+    await close();
+    // A mistake of the user's is told before anything was done.
+    if ((error as { scope?: string }).scope !== 'usage') report();
+    throw error;
   } finally {
     clearInterval(timer);
-    await close();
   }
 }
 

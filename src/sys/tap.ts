@@ -12,6 +12,7 @@ const TUNSETOFFLOAD = 0x400454d0;
 const TUNSETVNETHDRSZ = 0x400454d8;
 const TUNSETVNETLE = 0x400454dc;
 const TUNSETCARRIER = 0x400454e2;
+const TUNGETIFF = 0x800454d2;
 const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
 const SIOCSIFADDR = 0x8916;
@@ -113,6 +114,11 @@ export class Tap implements Disposable {
     const value = Buffer.alloc(4);
     value.writeInt32LE(on ? 1 : 0);
     ioctl(this.#fds[0] as number, TUNSETCARRIER, value, `set carrier of ${this.name}`);
+  }
+
+  /** Throws (code EBADFD) when somebody has deleted the interface. */
+  check(): void {
+    ioctl(this.#fds[0] as number, TUNGETIFF, ifreqFlags.encode({}), `look at ${this.name}`);
   }
 
   setMac(mac: Uint8Array): void {

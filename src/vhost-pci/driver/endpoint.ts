@@ -67,6 +67,9 @@ export class Endpoint implements AsyncDisposable {
   #peer: Peer | undefined;
   #attachment: PeerAttachment | undefined;
   #closing: Promise<void> | undefined;
+  /** Why the port is of no use any more: the endpoint ends with this. */
+  #portLost: VhostPciError | undefined;
+  #portCheck: NodeJS.Timeout | undefined;
 
   private constructor(options: EndpointOptions) {
     this.#options = options;
@@ -75,7 +78,12 @@ export class Endpoint implements AsyncDisposable {
     this.port.setMac?.(this.mac);
     this.#pool = options.pool ?? ownPool(options);
     this.#unlisten = this.#pool.listen((event) => this.#workerEvent(event));
-    this.#running = this.#run();
+    this.#running = this.#run().finally(() => {
+      clearInterval(this.#portCheck);
+      if (this.#portLost) throw this.#portLost;
+    });
+    // While no peer is there, no worker meets it.
+    if (this.port.check) this.#portCheck = setInterval(() => this.#checkPort(), PORT_CHECK_MS).unref();
   }
 
   /** Starts; the first device may come later. */
@@ -168,6 +176,8 @@ export class Endpoint implements AsyncDisposable {
   }
 
   async #peerOn(peer: Peer, log: DirtyLog | undefined): Promise<void> {
+    this.#checkPort();
+    if (this.#portLost) throw this.#portLost;
     this.port.peerOn({ features: peer.features, mtu: peer.mtu, pairs: peer.pairs.length });
     this.#peer = peer;
     // Known before its first packet: a ring may turn out to be broken at once.
@@ -196,7 +206,7 @@ export class Endpoint implements AsyncDisposable {
       this.port.peerOff();
     } catch (error) {
       // A TAP that was deleted: the device has to get its answer all the same.
-      this.#error(error);
+      if (!this.#portLost) this.#error(error);
     }
     this.#emit({ event: 'connection', state: 'off', reason });
   }
@@ -206,8 +216,11 @@ export class Endpoint implements AsyncDisposable {
     const pair = this.#attachment?.queues.find((p) => p.queue === queue);
     if (!pair) {
       // In a shared pool it may be the other endpoint's.
-      if (this.#attachment && !this.#closing && !this.#options.pool)
-        this.#error(new VhostPciError('queue', 'EPORT', `the ${this.port.kind} port is given up: ${cause}`));
+      if (this.#attachment && !this.#closing && !this.#options.pool) {
+        this.#checkPort();
+        const text = `the ${this.port.kind} port is given up: ${cause}`;
+        this.#losePort(new VhostPciError('device', 'EPORT', text));
+      }
       return;
     }
     const ring = 2 * pair.index + (direction === 'receive' ? 1 : 0);
@@ -220,6 +233,23 @@ export class Endpoint implements AsyncDisposable {
       ),
       pair.index,
     );
+  }
+
+  #checkPort(): void {
+    try {
+      this.port.check?.();
+    } catch (error) {
+      this.#losePort(error as VhostPciError);
+    }
+  }
+
+  /** Without its port nobody serves the peer: its link goes down in order, and the endpoint ends. */
+  #losePort(error: VhostPciError): void {
+    if (this.#portLost || this.#closing) return;
+    this.#portLost = error;
+    this.#error(error);
+    this.#abort.abort();
+    void this.#driver?.close();
   }
 
   #emit(event: EndpointEvent): void {
@@ -236,6 +266,9 @@ export class Endpoint implements AsyncDisposable {
     });
   }
 }
+
+/** How often a port is looked at that may go by itself. */
+const PORT_CHECK_MS = 1000;
 
 /** Pause before a device that failed or went is opened again. */
 const RETRY_MS = 200;

@@ -53,6 +53,8 @@ export interface Port extends AsyncDisposable {
   /** A peer is there; called before its lanes are asked for. */
   peerOn(facts: PeerFacts): void;
   peerOff(): void;
+  /** Throws (scope `device`) when the port is of no use any more, such as a TAP interface that was deleted. */
+  check?(): void;
   /** Lanes of the peer's pair `index`, all to be run by one worker. */
   lanes(peer: PeerQueue, index: number): Lane[];
   /** For a port that joins the peer in a way of its own: instead of `lanes`. */

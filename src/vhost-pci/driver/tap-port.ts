@@ -5,6 +5,7 @@
 import { writevSync } from 'node:fs';
 import { native, type PeerQueue, type PortQueue } from '../../sys/native.js';
 import { type InterfaceAddress, Tap, TUN_F } from '../../sys/tap.js';
+import { VhostPciError } from '../../util/errors.js';
 import { hasBit } from '../../util/flags.js';
 import { NET_FEATURE } from '../../virtio-net/features.js';
 import type { Lane, PeerFacts, Port } from './ports.js';
@@ -75,6 +76,20 @@ export class TapPort implements Port {
 
   setMtu(mtu: number): void {
     this.#tap.setMtu(Math.min(mtu, this.#mtu ?? MAX_MTU));
+  }
+
+  /** A deleted interface does not come back: the fds are of the one that went (tun_chr_close). */
+  check(): void {
+    try {
+      this.#tap.check();
+    } catch (cause) {
+      throw new VhostPciError(
+        'device',
+        'EPORT',
+        `the TAP interface ${this.#tap.name} was deleted: start the driver again, which makes it anew`,
+        { cause },
+      );
+    }
   }
 
   lanes(peer: PeerQueue, index: number): Lane[] {

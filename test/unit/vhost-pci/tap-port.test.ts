@@ -1,10 +1,13 @@
+import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import fc from 'fast-check';
-import { describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { TUN_F } from '../../../src/sys/tap.js';
 import { bits, hasBit } from '../../../src/util/flags.js';
 import { TapPort, tapOffloads } from '../../../src/vhost-pci/driver/tap-port.js';
 import { NET_FEATURE } from '../../../src/virtio-net/features.js';
+import { onPath } from '../../support/process.js';
+import { isOn, type Receiver, Rig, until } from './rig.js';
 
 const F = NET_FEATURE;
 
@@ -39,7 +42,7 @@ describe('the offloads of a TAP port', () => {
   });
 });
 
-const mayUseTap = existsSync('/dev/net/tun') && process.getuid?.() === 0;
+const mayUseTap = existsSync('/dev/net/tun') && process.getuid?.() === 0 && onPath('ip');
 
 describe.skipIf(!mayUseTap)('a TAP port', () => {
   const name = `vpt${process.pid % 100_000}`;
@@ -76,6 +79,53 @@ describe.skipIf(!mayUseTap)('a TAP port', () => {
     } finally {
       await port[Symbol.asyncDispose]();
     }
+  });
+
+  describe('whose interface is deleted', () => {
+    let rig: Rig;
+    beforeEach(() => {
+      rig = new Rig();
+    });
+    afterEach((context) => rig.end(context));
+    const ended = (receiver: Receiver): Promise<unknown> =>
+      receiver.endpoint.ended.then(
+        () => 'in order',
+        (error: unknown) => error,
+      );
+    const LOST = {
+      scope: 'device',
+      code: 'EPORT',
+      message: expect.stringContaining(`${name} was deleted: start`),
+    };
+
+    it('under a peer ends its endpoint, which takes the link down', async () => {
+      await rig.device();
+      const receiver = rig.receiver({ port: new TapPort(name) });
+      const end = ended(receiver);
+      const peer = await rig.startedPeer();
+      await isOn(receiver);
+      execFileSync('ip', ['link', 'del', name]);
+      expect(await end).toMatchObject(LOST);
+      await peer.disconnected;
+      expect(receiver.errors()).toEqual([LOST.message]);
+      expect(receiver.events.at(-1)).toMatchObject({ event: 'connection', state: 'off' });
+      expect(rig.logged(/did not stop/)).toBe(false);
+    });
+
+    it('while there is no peer, or no device, ends it too', async () => {
+      const lonely = rig.receiver({ port: new TapPort(name) });
+      const first = ended(lonely);
+      execFileSync('ip', ['link', 'del', name]);
+      expect(await first).toMatchObject(LOST);
+      await lonely.endpoint.close();
+      const device = await rig.device();
+      const waiting = rig.receiver({ port: new TapPort(name) });
+      const second = ended(waiting);
+      await until('the driver is there', 5000, () => device.link.driverReady);
+      execFileSync('ip', ['link', 'del', name]);
+      expect(await second).toMatchObject(LOST);
+      expect(device.link.driverReady).toBe(false);
+    });
   });
 
   it('refuses a name that no interface can have', () => {
