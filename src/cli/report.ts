@@ -53,6 +53,12 @@ export class Reporter {
       receive: this.#direction(`${pair} receive`, receive, seconds),
       send: this.#direction(`${pair} send`, send, seconds),
     }));
+    // As in `queues`, "receive" is what comes from the peer, which is what goes into the port.
+    const port = stats.port?.map(({ receive, send }, queue) => ({
+      queue,
+      receive: counts(send),
+      send: counts(receive),
+    }));
     if (this.#json) {
       const workers = stats.workers.map(({ wakeups, busyRounds, idleRounds, state }) => ({
         wakeups,
@@ -61,12 +67,25 @@ export class Reporter {
         state,
       }));
       const { connected, undelivered } = stats;
-      this.#object({ event: 'stats', connected, queues, workers, ...(undelivered && { undelivered }) });
+      this.#object({
+        event: 'stats',
+        connected,
+        queues,
+        workers,
+        ...(undelivered && { undelivered }),
+        ...(port && { port }),
+      });
       return;
     }
     for (const { queue, receive, send } of queues)
       this.#line(`queue ${queue}: receive ${plain(receive)}; send ${plain(send)}`);
     if (queues.length === 0) this.#line('no peer has been connected');
+    for (const { queue, receive, send } of port ?? [])
+      for (const [what, { drops, drop_causes }] of Object.entries({ 'for it': receive, 'of it': send }))
+        if (drops > 0)
+          this.#line(
+            `port queue ${queue}: ${drops} packets ${what} dropped (${Object.keys(drop_causes).join(', ')})`,
+          );
     if (stats.undelivered?.packets)
       this.#line(`${stats.undelivered.packets} packets came while the other device had no peer`);
   }
@@ -79,8 +98,7 @@ export class Reporter {
       bytes: ring.bytes,
       pps: Math.round((ring.packets - before.packets) / seconds),
       bps: Math.round(((ring.bytes - before.bytes) * 8) / seconds),
-      drops: dropped(ring),
-      drop_causes: Object.fromEntries(Object.entries(ring.drops).filter(([, n]) => n > 0)),
+      ...dropCounts(ring),
       notifications_sent: ring.notificationsSent,
       notifications_suppressed: ring.notificationsSuppressed,
       ring_fill: ring.fill,
@@ -98,6 +116,17 @@ export class Reporter {
   #line(text: string): void {
     process.stdout.write(`${this.#device === undefined ? '' : `${this.#device}: `}${text}\n`);
   }
+}
+
+function dropCounts(ring: RingStats): Pick<Direction, 'drops' | 'drop_causes'> {
+  return {
+    drops: dropped(ring),
+    drop_causes: Object.fromEntries(Object.entries(ring.drops).filter(([, n]) => n > 0)),
+  };
+}
+
+function counts(ring: RingStats): Pick<Direction, 'packets' | 'bytes' | 'drops' | 'drop_causes'> {
+  return { packets: ring.packets, bytes: ring.bytes, ...dropCounts(ring) };
 }
 
 function plain(d: Direction): string {

@@ -3,7 +3,7 @@
  * views that are kept and used again, so that a callback can see tens of millions of packets a second. Copies each packet
  * once, from the peer's memory into the pool; nothing here reads the peer's memory.
  */
-import { type AppQueue, native, type PeerQueue } from '../../sys/native.js';
+import { type AppQueue, native, type PeerQueue, type PortQueueStats } from '../../sys/native.js';
 import { VhostPciError } from '../../util/errors.js';
 import { VirtioNetHeader } from '../../virtio-net/header.js';
 import type { Lane, PeerFacts, Port } from './ports.js';
@@ -188,6 +188,7 @@ export class AppPort implements Port {
   readonly #queues: AppPortQueue[] = [];
   #onBurst: ((burst: Burst) => void) | undefined;
   #facts: PeerFacts | undefined;
+  #final: readonly PortQueueStats[] | undefined;
 
   /** Throws a RangeError for sizes that no pool can have. */
   constructor(options: AppPortOptions = {}) {
@@ -233,7 +234,12 @@ export class AppPort implements Port {
     ];
   }
 
+  stats(): readonly PortQueueStats[] {
+    return this.#final ?? this.#queues.map((queue) => queue.native.stats());
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#final = this.stats();
     for (const queue of this.#queues) queue.close();
   }
 }

@@ -5,7 +5,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { formatMac, randomMac } from '../../net/mac.js';
 import type { PciHandle } from '../../pci/handle.js';
-import type { DirtyLog, WorkerEvent, WorkerStats } from '../../sys/native.js';
+import type { DirtyLog, PortQueueStats, WorkerEvent, WorkerStats } from '../../sys/native.js';
 import { errorText, VhostPciError } from '../../util/errors.js';
 import { type Log, silentLog } from '../../util/log.js';
 import { Attachment } from './attachment.js';
@@ -50,6 +50,8 @@ export interface EndpointStats {
   readonly workers: readonly WorkerStats[];
   /** What the peer sent while nobody was at the port's other end; of ports that have another end. */
   readonly undelivered?: Undelivered;
+  /** Counts of the port's own queues, from its point of view: `send` is what went into it. */
+  readonly port?: readonly PortQueueStats[];
 }
 
 export class Endpoint implements AsyncDisposable {
@@ -104,11 +106,13 @@ export class Endpoint implements AsyncDisposable {
     const live =
       this.#attachment?.queues.map(({ index, queue }) => ({ pair: index, stats: queue.stats() })) ?? [];
     const undelivered = this.port.undelivered?.();
+    const port = this.port.stats?.();
     return {
       connected: this.connected,
       queues: this.#totals.with(live),
       workers: this.#pool.stats(),
       ...(undelivered && { undelivered }),
+      ...(port && { port }),
     };
   }
 

@@ -8,6 +8,7 @@ import {
   native,
   type PeerQueue,
   type PortQueue,
+  type PortQueueStats,
   type SinkQueue,
 } from '../../sys/native.js';
 import type { Peer } from './peer.js';
@@ -59,6 +60,11 @@ export interface Port extends AsyncDisposable {
   lanes(peer: PeerQueue, index: number): Lane[];
   /** For a port that joins the peer in a way of its own: instead of `lanes`. */
   attach?(peer: Peer): PeerAttachment;
+  /**
+   * Counts of the port's own queues, from its point of view: `send` is what went into it. In the end, those that they
+   * had. Ports without queues of their own leave it out.
+   */
+  stats?(): readonly PortQueueStats[];
   /** What came while nobody was at the other end. */
   undelivered?(): Undelivered;
   /** Sends a frame of our own out of the receiving side (RARP after a migration). */
@@ -68,9 +74,10 @@ export interface Port extends AsyncDisposable {
 }
 
 /** Queues of a port by pair, made when first asked for and kept over reconnections of the peer. */
-class QueueList<Q extends PortQueue> {
+export class QueueList<Q extends PortQueue> {
   readonly #make: (index: number) => Q;
   readonly queues: Q[] = [];
+  #final: readonly PortQueueStats[] | undefined;
 
   constructor(make: (index: number) => Q) {
     this.#make = make;
@@ -81,7 +88,12 @@ class QueueList<Q extends PortQueue> {
     return this.queues[index] as Q;
   }
 
+  stats(): readonly PortQueueStats[] {
+    return this.#final ?? this.queues.map((queue) => queue.stats());
+  }
+
   close(): void {
+    this.#final = this.stats();
     for (const queue of this.queues.splice(0)) queue.close();
   }
 }
@@ -101,6 +113,10 @@ export class SinkPort implements Port {
 
   lanes(peer: PeerQueue, index: number): Lane[] {
     return [{ from: peer, to: this.sinks.at(index), policy: 'hold' }];
+  }
+
+  stats(): readonly PortQueueStats[] {
+    return this.sinks.stats();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -145,6 +161,11 @@ export class SourcePort implements Port {
       { from: this.#sources.at(index), to: peer, policy: 'hold' },
       { from: peer, to: this.#sinks.at(index), policy: 'hold' },
     ];
+  }
+
+  stats(): readonly PortQueueStats[] {
+    const made = this.#sources.stats();
+    return this.#sinks.stats().map(({ send }, i) => ({ receive: (made[i] as PortQueueStats).receive, send }));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

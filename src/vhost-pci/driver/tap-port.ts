@@ -3,12 +3,12 @@
  * device whose cable is the peer.
  */
 import { writevSync } from 'node:fs';
-import { native, type PeerQueue, type PortQueue } from '../../sys/native.js';
+import { native, type PeerQueue, type PortQueueStats } from '../../sys/native.js';
 import { type InterfaceAddress, Tap, TUN_F } from '../../sys/tap.js';
 import { VhostPciError } from '../../util/errors.js';
 import { hasBit } from '../../util/flags.js';
 import { NET_FEATURE } from '../../virtio-net/features.js';
-import type { Lane, PeerFacts, Port } from './ports.js';
+import { type Lane, type PeerFacts, type Port, QueueList } from './ports.js';
 
 /** The frames that the peer takes, as TUN_F bits: VIRTIO 1.3, 5.1.3.1 has the requirements among them. */
 export function tapOffloads(features: bigint): number {
@@ -37,7 +37,7 @@ export class TapPort implements Port {
   readonly kind = 'tap';
   readonly #tap: Tap;
   readonly #mtu: number | undefined;
-  readonly #queues: PortQueue[] = [];
+  readonly #queues = new QueueList((i) => new native.TapQueue({ fd: this.#tap.queueFd(i) }));
 
   /** Creates or attaches the interface and brings it up, without carrier until a peer is there. */
   constructor(name: string, options: TapPortOptions = {}) {
@@ -64,7 +64,7 @@ export class TapPort implements Port {
   }
 
   peerOn(facts: PeerFacts): void {
-    for (let i = 0; i < (this.oneWorker ? 1 : facts.pairs); i++) this.#queue(i);
+    for (let i = 0; i < (this.oneWorker ? 1 : facts.pairs); i++) this.#queues.at(i);
     this.#tap.setOffloads(tapOffloads(facts.features));
     if (facts.mtu !== 0) this.setMtu(facts.mtu);
     this.#tap.setCarrier(true);
@@ -93,7 +93,7 @@ export class TapPort implements Port {
   }
 
   lanes(peer: PeerQueue, index: number): Lane[] {
-    const tap = this.#queue(this.oneWorker ? 0 : index);
+    const tap = this.#queues.at(this.oneWorker ? 0 : index);
     const out: Lane = { from: peer, to: tap, policy: 'hold' };
     return this.oneWorker && index > 0 ? [out] : [out, { from: tap, to: peer, policy: 'hold' }];
   }
@@ -102,14 +102,12 @@ export class TapPort implements Port {
     writevSync(this.#tap.queueFd(0), [Buffer.alloc(12), frame]);
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const queue of this.#queues.splice(0)) queue.close();
-    this.#tap[Symbol.dispose]();
+  stats(): readonly PortQueueStats[] {
+    return this.#queues.stats();
   }
 
-  #queue(index: number): PortQueue {
-    for (let i = this.#queues.length; i <= index; i++)
-      this.#queues.push(new native.TapQueue({ fd: this.#tap.queueFd(i) }));
-    return this.#queues[index] as PortQueue;
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#queues.close();
+    this.#tap[Symbol.dispose]();
   }
 }
