@@ -44,7 +44,7 @@ export interface BackEndDevice {
   mtu(mtu: number): void;
   /** RESET_DEVICE: every ring is stopped and disabled; memory stays. */
   reset(): void;
-  /** SET_STATUS: the virtio device status as the front-end tells it. */
+  /** SET_STATUS: the virtio device status as the front-end tells it. Throws (scope `connection`) to refuse. */
   statusChanged(status: number): void;
   /**
    * The connection is over; with an error unless the front-end closed it in an orderly way or `close` was called.

@@ -232,8 +232,11 @@ export class PeerConnection implements BackEndDevice {
   statusChanged(status: number): void {
     this.#owner.log.debug(`the peer's device status is 0x${status.toString(16)}`);
     // QEMU leaves private memory out of its table without a word. By now a table would have come: it precedes the rings.
+    // Nobody can serve it: its link is down (D8).
     if (status & STATUS.DRIVER_OK && !this.#backEnd.state.memory)
-      this.#owner.log.warn(
+      throw new VhostPciError(
+        'connection',
+        'ENOMEMORY',
         'the peer has started without memory: give the memory backend of its QEMU share=on, and start it again',
       );
   }

@@ -93,17 +93,19 @@ describe('the peer’s front-end', () => {
     expect(frame.indexOf(mac, 14)).toBeGreaterThan(0);
   });
 
-  it('is told about share=on when it starts without memory, and not when it has some', async () => {
+  it('is told about share=on and has its link down when it starts without memory', async () => {
     await rig.device();
     const receiver = rig.receiver();
-    const peer = await rig.peer();
-    await peer.frontEnd.setStatus(0xb);
+    const without = await rig.peer();
+    await without.frontEnd.setStatus(0xb);
     expect(rig.logged(/without memory/)).toBe(false);
-    await peer.frontEnd.setStatus(0xf);
-    // An answered request behind it: the status has been served.
-    await peer.frontEnd.setMtu(1400);
-    expect(rig.lines.filter((l) => /without memory.*share=on/.test(l.msg))).toHaveLength(1);
-    await peer.start();
+    await expect(without.frontEnd.setStatus(0xf)).rejects.toThrow();
+    await without.disconnected;
+    expect(
+      rig.lines.filter((l) => /^peer disconnected: .*without memory.*share=on/.test(l.msg)),
+    ).toHaveLength(1);
+    await without[Symbol.asyncDispose]();
+    const peer = await rig.startedPeer();
     await isOn(receiver);
     expect(rig.lines.filter((l) => /without memory/.test(l.msg))).toHaveLength(1);
     expect(await exchange(peer, 20)).toEqual([whole(20)]);
