@@ -13,6 +13,7 @@ import {
   Version,
 } from '../../../src/vfio-user/protocol.js';
 import { encodeCapabilities } from '../../../src/vfio-user/version.js';
+import { PATIENCE_MS } from '../../support/scope.js';
 import { openFds, RawClient, until } from './rig.js';
 
 const REPLY = HEADER_FLAG.REPLY;
@@ -31,12 +32,15 @@ const version = (json: Uint8Array = encodeCapabilities()) => Buffer.concat([Vers
 const info = DeviceInfo.encode({ argsz: 16, flags: 3, num_regions: 9, num_irqs: 5 });
 
 /** A client that has shaken hands with `server`; afterwards no fd may be left. */
-async function withLiar(run: (client: Client, server: Server) => Promise<void>): Promise<void> {
+async function withLiar(
+  run: (client: Client, server: Server) => Promise<void>,
+  timeoutMs = PATIENCE_MS,
+): Promise<void> {
   const fds = openFds();
   {
     const [ours, theirs] = native.unixPair();
     using server = new RawClient(theirs);
-    const connecting = Client.fromFd(ours, 'liar', { timeoutMs: 1000 });
+    const connecting = Client.fromFd(ours, 'liar', { timeoutMs });
     await answer(server, version());
     await answer(server, info);
     await using client = await connecting;
@@ -45,13 +49,13 @@ async function withLiar(run: (client: Client, server: Server) => Promise<void>):
   await until(() => openFds() === fds);
 }
 
-async function handshake(first: (server: Server) => Promise<void>): Promise<Error> {
+async function handshake(first: (server: Server) => Promise<void>, timeoutMs?: number): Promise<Error> {
   const fds = openFds();
   const [ours, theirs] = native.unixPair();
   let failure: unknown;
   {
     using server = new RawClient(theirs);
-    const connecting = Client.fromFd(ours, 'liar', { timeoutMs: 1000 }).then(
+    const connecting = Client.fromFd(ours, 'liar', { timeoutMs: timeoutMs ?? PATIENCE_MS }).then(
       () => new Error('it was believed'),
       (error: Error) => error,
     );
@@ -63,8 +67,8 @@ async function handshake(first: (server: Server) => Promise<void>): Promise<Erro
 }
 
 describe('a client shakes no hands with a server that', () => {
-  const cases: [string, (server: Server) => Promise<void>, RegExp][] = [
-    ['is silent', async () => {}, /no reply to VERSION within 1000 ms/],
+  const cases: [string, (server: Server) => Promise<void>, RegExp, number?][] = [
+    ['is silent', async () => {}, /no reply to VERSION within 1000 ms/, 1000],
     ['closes at once', async (s) => s[Symbol.dispose](), /closed the connection/],
     [
       'refuses',
@@ -118,9 +122,9 @@ describe('a client shakes no hands with a server that', () => {
       /no PCI device/,
     ],
   ];
-  for (const [title, first, message] of cases)
+  for (const [title, first, message, timeoutMs] of cases)
     it(title, async () => {
-      const error = await handshake(first);
+      const error = await handshake(first, timeoutMs);
       expect(error.message).toMatch(message);
       expect(error.message).toMatch(/^liar: /);
     });
@@ -247,6 +251,6 @@ describe('a client', () => {
       const read = client.read(0, 0, 1);
       await answer(server, Buffer.concat([RegionAccess.encode({ count: 1 }), Buffer.alloc(1)]));
       expect((await read).length).toBe(1);
-    });
+    }, 1000);
   });
 });

@@ -10,6 +10,7 @@ import { Client } from '../../../src/vfio-user/client.js';
 import { COMMANDS, encodeMessage, HEADER_FLAG, Version } from '../../../src/vfio-user/protocol.js';
 import { Server } from '../../../src/vfio-user/server.js';
 import { encodeCapabilities } from '../../../src/vfio-user/version.js';
+import { PATIENCE_MS } from '../../support/scope.js';
 import { openFds, RawClient, TestDevice, until } from './rig.js';
 
 const seconds = Number(process.env.FUZZ_SECONDS ?? 2);
@@ -51,7 +52,7 @@ function mutate(message: Buffer): Buffer {
 }
 
 it(`a server outlives mutated conversations (seed ${seed})`, {
-  timeout: seconds * 1000 + 30_000,
+  timeout: seconds * 1000 + 120_000,
 }, async () => {
   const before = openFds();
   const memfd = native.memfdCreate('fuzz', 0x10000);
@@ -62,7 +63,8 @@ it(`a server outlives mutated conversations (seed ${seed})`, {
     using device = new TestDevice();
     await using server = new Server(device);
     const idle = openFds();
-    for (const end = Date.now() + seconds * 500; Date.now() < end; conversations++) {
+    const both = (): boolean => survived > 0 && conversations > survived;
+    for (const end = Date.now() + seconds * 500; Date.now() < end || !both(); conversations++) {
       {
         using raw = RawClient.of(server);
         if (next(20) > 0) await raw.version();
@@ -101,14 +103,14 @@ it(`a server outlives mutated conversations (seed ${seed})`, {
   expect(conversations - survived).toBeGreaterThan(0);
 });
 
-it(`a client outlives mutated replies (seed ${seed})`, { timeout: seconds * 1000 + 30_000 }, async () => {
+it(`a client outlives mutated replies (seed ${seed})`, { timeout: seconds * 1000 + 120_000 }, async () => {
   const before = openFds();
   const memfd = native.memfdCreate('fuzz', 0x10000);
   let answered = 0;
-  for (const end = Date.now() + seconds * 500; Date.now() < end; ) {
+  for (const end = Date.now() + seconds * 500; Date.now() < end || answered === 0; ) {
     const [ours, theirs] = native.unixPair();
     using raw = new RawClient(theirs);
-    const connecting = Client.fromFd(ours, 'fuzzed', { timeoutMs: 2000 });
+    const connecting = Client.fromFd(ours, 'fuzzed', { timeoutMs: PATIENCE_MS });
     const hello = (await raw.reply())!;
     const version = Buffer.concat([Version.encode({}), encodeCapabilities()]);
     raw.bytes(encodeMessage({ id: hello.id, command: 1, flags: HEADER_FLAG.REPLY }, version));

@@ -16,6 +16,7 @@ import {
 import type { IoFd, ServedDevice, ServedRegion, Session } from '../../../src/vfio-user/served-device.js';
 import { Server } from '../../../src/vfio-user/server.js';
 import { encodeCapabilities } from '../../../src/vfio-user/version.js';
+import { PATIENCE_MS } from '../../support/scope.js';
 
 export const FILE_BYTES = 0x10000;
 export const BAR2_BYTES = 0x20000;
@@ -160,7 +161,7 @@ export class RawClient implements Disposable {
   }
 
   /** The next reply, or undefined when the server closed. */
-  async reply(patienceMs = 2000): Promise<RawReply | undefined> {
+  async reply(patienceMs = PATIENCE_MS): Promise<RawReply | undefined> {
     for (let waited = 0; waited < patienceMs; waited++) {
       if (this.#buffer.length >= Header.size) {
         const header = Header.decode(this.#buffer);
@@ -207,10 +208,10 @@ export function isError(reply: RawReply | undefined, errno: number): boolean {
 
 export const openFds = (): number => readdirSync('/proc/self/fd').length;
 
-/** Resolves when `condition` holds; throws after two seconds. */
+/** Resolves when `condition` holds; throws after a long time without it. */
 export async function until(condition: () => boolean): Promise<void> {
   for (let waited = 0; !condition(); waited++) {
-    if (waited > 2000) throw new Error('it did not happen');
+    if (waited > PATIENCE_MS) throw new Error('it did not happen');
     await sleep(1);
   }
 }
@@ -222,7 +223,7 @@ export async function withClient(
   await withServer(async (server, device) => {
     const [ours, theirs] = native.unixPair();
     server.serve(theirs);
-    await using client = await Client.fromFd(ours, 'vfio-user:test', { timeoutMs: 3000 });
+    await using client = await Client.fromFd(ours, 'vfio-user:test', { timeoutMs: PATIENCE_MS });
     await run(client, device, server);
   });
 }

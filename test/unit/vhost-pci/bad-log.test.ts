@@ -213,7 +213,7 @@ describe('a driver that does not answer while the peer is migrated', () => {
     if (answer) expect(NUMBER.decode(answer)).not.toBe(0n);
     await until('the connection is dropped', LIMIT, () => rig.logged(/peer disconnected: .*did not confirm/));
     release();
-  }, 15_000);
+  }, 120_000);
 
   it('has GET_VRING_BASE not answered when it does not stop', async () => {
     const { peer } = await connected();
@@ -231,5 +231,5 @@ describe('a driver that does not answer while the peer is migrated', () => {
     expect(rig.logged(/did not confirm that it stopped/)).toBe(true);
     release();
     await traffic[Symbol.asyncDispose]();
-  }, 15_000);
+  }, 120_000);
 });
