@@ -2,11 +2,11 @@
  * A vfio-user client: a PCI device that another process serves, as PciHandle. Believes the server about its device,
  * and about nothing that could hurt this process.
  */
-import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Forwarders } from '../pci/forwarders.js';
 import type { PciHandle, RegionArea, RegionInfo } from '../pci/handle.js';
 import { DEVICE_FLAG, DeviceInfo, IRQ_SET, IrqInfo, IrqSet } from '../pci/vfio-abi.js';
-import { type Mapping, type NotifyTarget, native, type Watcher } from '../sys/native.js';
+import { type Mapping, type NotifyTarget, native } from '../sys/native.js';
 import { errorText, usageError } from '../util/errors.js';
 import type { StructValue } from '../util/struct.js';
 import { ClientRegions, type KnownRegion } from './client-regions.js';
@@ -29,12 +29,6 @@ export interface ClientOptions {
   readonly timeoutMs?: number;
 }
 
-/** A register that is written by message when its eventfd is signalled. */
-interface Forwarder {
-  readonly fd: number;
-  readonly watcher: Watcher;
-}
-
 export class Client implements PciHandle {
   readonly name: string;
   readonly gone: Promise<Error>;
@@ -42,7 +36,7 @@ export class Client implements PciHandle {
   #server: Capabilities | undefined;
   #info: StructValue<typeof DeviceInfo> | undefined;
   readonly #regions: ClientRegions;
-  readonly #forwarders = new Map<string, Forwarder>();
+  readonly #forwarders = new Forwarders((...at) => this.write(...at));
   /** Vectors set so far, by interrupt index. */
   readonly #vectors = new Map<number, number>();
   #disposed = false;
@@ -129,7 +123,7 @@ export class Client implements PciHandle {
   async notifyTarget(region: number, offset: number, value: number): Promise<NotifyTarget> {
     const ioFds = await this.#regions.ioFds(region);
     const io = ioFds.find((f) => f.offset === offset && (f.size === 0 || f.size === 2));
-    return { fd: io ? io.fd : this.#forward(region, offset, value) };
+    return { fd: io ? io.fd : this.#forwarders.fd(region, offset, value) };
   }
 
   async mapDma(fd: number, _mapping: Mapping, offset: number, address: bigint, size: number): Promise<void> {
@@ -190,10 +184,7 @@ export class Client implements PciHandle {
     if (this.#disposed) return;
     this.#disposed = true;
     this.#connection.close(connectionError('ECANCELED', `${this.name}: closed`));
-    for (const { fd, watcher } of this.#forwarders.values()) {
-      watcher.stop();
-      closeSync(fd);
-    }
+    this.#forwarders[Symbol.dispose]();
     await this.#regions[Symbol.asyncDispose]();
   }
 
@@ -241,24 +232,6 @@ export class Client implements PciHandle {
   async #region(index: number): Promise<KnownRegion> {
     if (index >= this.#info!.num_regions) throw refuse('EINVAL', `${this.name} has no region ${index}`);
     return this.#regions.region(index);
-  }
-
-  /** For a server without I/O fds: an eventfd whose signals the event loop turns into writes. */
-  #forward(region: number, offset: number, value: number): number {
-    const key = `${region}:${offset}:${value}`;
-    const known = this.#forwarders.get(key);
-    if (known) return known.fd;
-    const fd = native.eventfd();
-    const data = Buffer.alloc(2);
-    data.writeUInt16LE(value);
-    const watcher = native.watch(fd, () => {
-      // A lost write is a lost connection, which `gone` reports.
-      if (native.eventfdTake(fd) > 0) this.write(region, offset, data).catch(() => {});
-    });
-    watcher.set({ readable: true });
-    watcher.unref();
-    this.#forwarders.set(key, { fd, watcher });
-    return fd;
   }
 }
 

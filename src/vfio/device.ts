@@ -3,6 +3,7 @@
  * nothing of virtio.
  */
 import { closeSync, readSync, writeSync } from 'node:fs';
+import { Forwarders } from '../pci/forwarders.js';
 import { IRQ, type PciHandle, REGION, type RegionArea, type RegionInfo } from '../pci/handle.js';
 import { DEVICE_FLAG, DeviceInfo } from '../pci/vfio-abi.js';
 import { ioctl, ioctlNumber } from '../sys/ioctl.js';
@@ -31,12 +32,6 @@ const ALL_ONES = 0xffff_ffff;
 const NO_ANSWER =
   'it does not answer: the device process has ended, and the device has to be plugged in anew';
 
-/** A register that is written from the event loop when its eventfd is signalled. */
-interface Forwarder {
-  readonly fd: number;
-  readonly watcher: Watcher;
-}
-
 export class VfioDevice implements PciHandle {
   readonly name: string;
   readonly gone: Promise<Error>;
@@ -48,7 +43,7 @@ export class VfioDevice implements PciHandle {
   readonly #regions = new Map<number, VfioRegion>();
   /** Mappings of registers that workers store to, by region and area. */
   readonly #registers = new Map<string, Mapping>();
-  readonly #forwarders = new Map<string, Forwarder>();
+  readonly #forwarders = new Forwarders((...at) => this.write(...at));
   readonly #requestFd: number;
   readonly #requestWatcher: Watcher;
   #aliveTimer: NodeJS.Timeout | undefined;
@@ -144,7 +139,7 @@ export class VfioDevice implements PciHandle {
     const area = this.#region(region).areas.find(
       (a) => a.offset <= offset && offset + 2 <= a.offset + a.size,
     );
-    if (!area) return { fd: this.#forward(region, offset, value) };
+    if (!area) return { fd: this.#forwarders.fd(region, offset, value) };
     const key = `${region}:${area.offset}`;
     let mapping = this.#registers.get(key);
     if (!mapping) {
@@ -185,10 +180,7 @@ export class VfioDevice implements PciHandle {
     if (this.#disposed) return;
     this.#disposed = true;
     this.#stopWatching();
-    for (const { fd, watcher } of this.#forwarders.values()) {
-      watcher.stop();
-      closeSync(fd);
-    }
+    this.#forwarders[Symbol.dispose]();
     for (const mapping of this.#registers.values()) mapping.close();
     closeSync(this.#fd);
     this.#container[Symbol.dispose]();
@@ -227,24 +219,6 @@ export class VfioDevice implements PciHandle {
       const { code } = cause as NodeJS.ErrnoException;
       throw this.#error(code ?? 'EIO', `cannot ${what} region ${region}: ${errorText(cause)}`, cause);
     }
-  }
-
-  /** For a register that cannot be mapped: an eventfd whose signals the event loop turns into writes. */
-  #forward(region: number, offset: number, value: number): number {
-    const key = `${region}:${offset}:${value}`;
-    const known = this.#forwarders.get(key);
-    if (known) return known.fd;
-    const fd = native.eventfd();
-    const data = Buffer.alloc(2);
-    data.writeUInt16LE(value);
-    const watcher = native.watch(fd, () => {
-      // A write that fails means that the function is gone, which the watch on it finds out.
-      if (native.eventfdTake(fd) > 0) this.write(region, offset, data).catch(() => {});
-    });
-    watcher.set({ readable: true });
-    watcher.unref();
-    this.#forwarders.set(key, { fd, watcher });
-    return fd;
   }
 
   /** A function that does not answer was unplugged without notice, or its server has ended. */
