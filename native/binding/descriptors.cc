@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "../core/foreign_eventfd.h"
 #include "addon.h"
 #include "check.h"
 
@@ -82,6 +83,10 @@ Napi::Value dup_js(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), fd);
 }
 
+Napi::Value foreign_eventfds_js(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), foreign_eventfds_supported());
+}
+
 }  // namespace
 
 void init_descriptors(Napi::Env env, Napi::Object exports) {
@@ -89,6 +94,7 @@ void init_descriptors(Napi::Env env, Napi::Object exports) {
   exports.Set("eventfd", Napi::Function::New(env, eventfd_js, "eventfd"));
   exports.Set("eventfdSignal", Napi::Function::New(env, eventfd_signal_js, "eventfdSignal"));
   exports.Set("eventfdTake", Napi::Function::New(env, eventfd_take_js, "eventfdTake"));
+  exports.Set("foreignEventfds", Napi::Function::New(env, foreign_eventfds_js, "foreignEventfds"));
   exports.Set("dup", Napi::Function::New(env, dup_js, "dup"));
 }
 

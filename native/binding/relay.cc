@@ -21,6 +21,7 @@ class RelayObject : public Napi::ObjectWrap<RelayObject> {
                        {
                            InstanceMethod<&RelayObject::add>("add"),
                            InstanceMethod<&RelayObject::add_doorbell>("addDoorbell"),
+                           InstanceMethod<&RelayObject::ring>("ring"),
                            InstanceMethod<&RelayObject::set_sleep_word>("setSleepWord"),
                            InstanceMethod<&RelayObject::remove>("remove"),
                            InstanceMethod<&RelayObject::stats>("stats"),
@@ -64,7 +65,14 @@ class RelayObject : public Napi::ObjectWrap<RelayObject> {
   Napi::Value add_doorbell(const Napi::CallbackInfo& info) {
     check_running(info.Env());
     const Word word = to_word(info);
-    return added(info.Env(), relay_.add_doorbell(word.mapping, word.at, to_fd(info[2], "to")), "dup");
+    const int from = absent(info[3]) ? -1 : to_fd(info[3], "from");
+    return added(info.Env(), relay_.add_doorbell(word.mapping, word.at, to_fd(info[2], "to"), from),
+                 "epoll_ctl");
+  }
+
+  void ring(const Napi::CallbackInfo& info) {
+    const auto id = static_cast<int64_t>(to_integer(info[0], "id"));
+    if (!relay_.ring(id)) throw_range(info.Env(), "the relay has no doorbell " + std::to_string(id));
   }
 
   void set_sleep_word(const Napi::CallbackInfo& info) {

@@ -11,6 +11,7 @@
 #include "memory.h"
 #include "peer_queue_object.h"
 #include "queues.h"
+#include "rings.h"
 #include "to_main.h"
 
 namespace vpci::js {
@@ -49,6 +50,7 @@ class WorkerObject : public Napi::ObjectWrap<WorkerObject> {
                            InstanceMethod<&WorkerObject::detach>("detach"),
                            InstanceMethod<&WorkerObject::set_dirty_log>("setDirtyLog"),
                            InstanceMethod<&WorkerObject::set_enabled>("setEnabled"),
+                           InstanceMethod<&WorkerObject::rewire>("rewire"),
                            InstanceMethod<&WorkerObject::on_event>("onEvent"),
                            InstanceMethod<&WorkerObject::stats>("stats"),
                            InstanceMethod<&WorkerObject::stop>("stop"),
@@ -207,6 +209,32 @@ class WorkerObject : public Napi::ObjectWrap<WorkerObject> {
     return promise(deferred, worker_.run(
                                  peer, [peer, transmit, receive] { peer->set_enabled(transmit, receive); },
                                  done(deferred, nothing)));
+  }
+
+  Napi::Value rewire(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    const auto peer = unwrap<PeerQueueObject>(info[0], "queue")->core();
+    struct Side {
+      bool transmit;
+      OwnFd kick;
+      NotifyTarget notify;
+    };
+    const auto sides = std::make_shared<std::vector<Side>>();
+    for (const bool transmit : {true, false}) {
+      const char* const name = transmit ? "transmit" : "receive";
+      const Napi::Object given = to_object(info[transmit ? 1 : 2], name);
+      Side side{transmit, {}, {}};
+      std::string error;
+      if (!side.kick.duplicate(to_optional_fd(given.Get("kickFd"), "kickFd"), &error) ||
+          !side.notify.init(to_notify(given.Get("notify")), &error))
+        throw_range(env, error);
+      sides->push_back(std::move(side));
+    }
+    const auto task = [peer, sides] {
+      for (Side& side : *sides) peer->rewire(side.transmit, std::move(side.kick), std::move(side.notify));
+    };
+    const auto deferred = Napi::Promise::Deferred::New(env);
+    return promise(deferred, worker_.run(peer, task, done(deferred, nothing)));
   }
 
   void on_event(const Napi::CallbackInfo& info) {

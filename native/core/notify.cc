@@ -3,14 +3,11 @@
 
 #include <poll.h>
 
+#include "foreign_eventfd.h"
+
 namespace vpci {
 
-void OwnFd::drain() const {
-  if (fd_ < 0) return;
-  pollfd p = {fd_, POLLIN, 0};
-  uint64_t count;
-  if (::poll(&p, 1, 0) > 0 && (p.revents & POLLIN)) (void)!::read(fd_, &count, sizeof count);
-}
+bool OwnFd::drain() const { return fd_ >= 0 && take_eventfd(fd_) == Taken::kSignal; }
 
 void OwnFd::signal() const {
   if (fd_ < 0) return;
@@ -19,6 +16,11 @@ void OwnFd::signal() const {
   if (::poll(&p, 1, 0) <= 0 || !(p.revents & POLLOUT)) return;
   uint64_t one = 1;
   (void)!::write(fd_, &one, sizeof one);
+}
+
+void OwnFd::signal_foreign() const {
+  // Without that way there is no better one than the usual.
+  if (fd_ >= 0 && !signal_foreign_eventfd(fd_)) signal();
 }
 
 bool NotifyTarget::init(const NotifyOptions& options, std::string* error) {
@@ -46,6 +48,7 @@ bool NotifyTarget::init(const NotifyOptions& options, std::string* error) {
     sleep_ = reinterpret_cast<uint32_t*>(sleep);
     doorbell_mapping_ = options.doorbell;
   }
+  foreign_ = options.foreign;
   return fd_.duplicate(options.fd, error);
 }
 
@@ -56,7 +59,10 @@ void NotifyTarget::signal() const {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!(__atomic_load_n(sleep_, __ATOMIC_RELAXED) & 1)) return;
   }
-  fd_.signal();
+  if (foreign_)
+    fd_.signal_foreign();
+  else
+    fd_.signal();
   if (mmio_) *mmio_ = mmio_value_;
 }
 

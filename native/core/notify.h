@@ -43,11 +43,13 @@ class OwnFd {
   }
   int get() const { return fd_; }
 
-  // For eventfds. A full counter is as good as a signal; any other failure is the other side's loss. Never
-  // blocks.
+  // For eventfds. A full counter is as good as a signal; any other failure is the other side's loss. Does not
+  // block, unless the other side makes it so on purpose.
   void signal() const;
-  // The other side may have passed a blocking eventfd, so a counter is only read when it can be.
-  void drain() const;
+  // For eventfds of parties that may do that: never blocks.
+  void signal_foreign() const;
+  // Takes what was signalled, without waiting; true when there was something.
+  bool drain() const;
 
  private:
   int fd_ = -1;
@@ -55,6 +57,7 @@ class OwnFd {
 
 struct NotifyOptions {
   int fd = -1;
+  bool foreign = false;  // `fd` is the peer's own
 
   std::shared_ptr<Mapping> mmio;  // nullptr: no register
   uint64_t mmio_offset = 0;
@@ -74,6 +77,7 @@ class NotifyTarget {
 
  private:
   OwnFd fd_;
+  bool foreign_ = false;
   std::shared_ptr<Mapping> mmio_mapping_, doorbell_mapping_;
   volatile uint16_t* mmio_ = nullptr;
   uint16_t mmio_value_ = 0;

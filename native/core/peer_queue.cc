@@ -7,6 +7,8 @@ namespace vpci {
 namespace {
 // Pieces that the receive buffers of one packet may have; what a chain has beyond them is not written to.
 constexpr uint32_t kMaxPieces = 2048;
+// So many kicks in a row for nothing: more than a ring has buffers, each of which may be too small for a packet.
+constexpr uint32_t kFutileKicks = 0x10000;
 }  // namespace
 
 std::shared_ptr<PeerQueue> PeerQueue::create(const PeerQueueOptions& options, std::string* error) {
@@ -77,7 +79,12 @@ bool PeerQueue::arm(bool for_send) {
 void PeerQueue::disarm(bool for_send) {
   Side& s = side(for_send);
   s.armed = false;
-  s.kick.drain();
+  const uint16_t at = s.ring.next_avail();
+  const bool kicked = s.kick.drain();
+  if (!kicked || at != s.kicked_at) s.futile = 0;
+  s.kicked_at = at;
+  // A semaphore that was set high, in the peer's own eventfd, would keep this thread awake for ever: poll such a ring.
+  if (kicked && ++s.futile >= kFutileKicks) s.kick = OwnFd();
   if (usable(for_send)) s.ring.suppress_kicks();
 }
 
@@ -123,6 +130,15 @@ void PeerQueue::set_dirty_log(std::shared_ptr<const DirtyLog> log) {
 void PeerQueue::set_enabled(bool transmit, bool receive) {
   transmit_.enabled = transmit;
   receive_.enabled = receive;
+}
+
+void PeerQueue::rewire(bool transmit, OwnFd kick, NotifyTarget notify) {
+  Side& s = side(!transmit);
+  if (!s.present) return;
+  s.kick = std::move(kick);
+  s.futile = 0;
+  s.notify = std::move(notify);
+  if (s.notify.present()) s.notify.signal();
 }
 
 }  // namespace vpci

@@ -52,6 +52,9 @@ class PeerQueue final : public PortQueue {
   // The worker calls these between bursts. Every write after set_dirty_log returned is logged.
   void set_dirty_log(std::shared_ptr<const DirtyLog> log);
   void set_enabled(bool transmit, bool receive);
+  // Another eventfd to wait on and another target, for a ring that is there. Signals the target once: what went to the
+  // one before may have been lost.
+  void rewire(bool transmit, OwnFd kick, NotifyTarget notify);
 
   bool has(bool transmit) const { return (transmit ? transmit_ : receive_).present; }
   // The available index that whoever serves the ring next goes on from. Any thread; exact once no worker has
@@ -75,6 +78,8 @@ class PeerQueue final : public PortQueue {
     bool present = false;
     bool enabled = false;
     bool armed = false;
+    uint16_t kicked_at = 0;  // next_avail at the last kick
+    uint32_t futile = 0;     // kicks since then that came with no buffer
     std::atomic<uint16_t> position{0};  // chains completed, for other threads
 
     // Slots [next, end), modulo their number, are those of the chains from the ring's next_avail on. They are

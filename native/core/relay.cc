@@ -3,11 +3,12 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <string>
+
+#include "foreign_eventfd.h"
 
 namespace vpci {
 namespace {
@@ -49,28 +50,50 @@ int64_t Relay::add(int from, int to) {
   set_nonblocking(forward.to.get());
   const std::lock_guard<std::mutex> lock(mutex_);
   const int64_t id = next_id_++;
-  epoll_event event{};
-  // Edge-triggered: one forward for each signal. The counter of a semaphore that was set high would keep this thread
-  // and the driver awake for ever.
-  event.events = EPOLLIN | EPOLLET;
-  event.data.u64 = static_cast<uint64_t>(id);
-  if (epoll_ctl(epoll_, EPOLL_CTL_ADD, forward.from.get(), &event) != 0) return -errno;
+  const int failed = watch(id, forward.from);
+  if (failed) return -failed;
   forwards_.emplace(id, std::move(forward));
   return id;
 }
 
-int64_t Relay::add_doorbell(std::shared_ptr<Mapping> mapping, uint32_t* word, int to) {
-  Doorbell doorbell{std::move(mapping), word, __atomic_load_n(word, __ATOMIC_ACQUIRE), {}};
-  if (!doorbell.to.duplicate(to, nullptr)) return -errno;
+int64_t Relay::add_doorbell(std::shared_ptr<Mapping> mapping, uint32_t* word, int to, int from) {
+  Doorbell doorbell{std::move(mapping), word, __atomic_load_n(word, __ATOMIC_ACQUIRE), {}, {}};
+  if (!doorbell.from.duplicate(from, nullptr) || !doorbell.to.duplicate(to, nullptr)) return -errno;
+  if (from >= 0) set_nonblocking(doorbell.from.get());
   set_nonblocking(doorbell.to.get());
   int64_t id;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     id = next_id_++;
+    const int failed = from >= 0 ? watch(id, doorbell.from) : 0;
+    if (failed) return -failed;
     doorbells_.emplace(id, std::move(doorbell));
   }
   wake_.signal();  // the thread sleeps on the words that it knew
   return id;
+}
+
+bool Relay::ring(int64_t id) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto place = doorbells_.find(id);
+  if (place == doorbells_.end()) return false;
+  place->second.last = __atomic_load_n(place->second.word, __ATOMIC_ACQUIRE);
+  place->second.to.signal_foreign();
+  return true;
+}
+
+// 0 or errno.
+int Relay::watch(int64_t id, const OwnFd& from) {
+  epoll_event event{};
+  // Edge-triggered: one forward for each signal. The counter of a semaphore that was set high would keep this thread
+  // and the driver awake for ever.
+  event.events = EPOLLIN | EPOLLET;
+  event.data.u64 = static_cast<uint64_t>(id);
+  return epoll_ctl(epoll_, EPOLL_CTL_ADD, from.get(), &event) == 0 ? 0 : errno;
+}
+
+void Relay::unwatch(const OwnFd& from) {
+  if (from.get() >= 0) epoll_ctl(epoll_, EPOLL_CTL_DEL, from.get(), nullptr);
 }
 
 void Relay::set_sleep_word(std::shared_ptr<Mapping> mapping, uint32_t* word) {
@@ -84,10 +107,15 @@ void Relay::set_sleep_word(std::shared_ptr<Mapping> mapping, uint32_t* word) {
 
 bool Relay::remove(int64_t id) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const auto place = forwards_.find(id);
-  if (place == forwards_.end()) return doorbells_.erase(id) > 0;
-  epoll_ctl(epoll_, EPOLL_CTL_DEL, place->second.from.get(), nullptr);
-  forwards_.erase(place);
+  if (const auto place = forwards_.find(id); place != forwards_.end()) {
+    unwatch(place->second.from);
+    forwards_.erase(place);
+    return true;
+  }
+  const auto place = doorbells_.find(id);
+  if (place == doorbells_.end()) return false;
+  unwatch(place->second.from);
+  doorbells_.erase(place);
   return true;
 }
 
@@ -155,7 +183,7 @@ bool Relay::scan_doorbells() {
     if (now == doorbell.last) continue;
     doorbell.last = now;
     stats.doorbells.add(1);  // before the signal: whoever hears it may look
-    doorbell.to.signal();
+    doorbell.to.signal_foreign();
     changed = true;
   }
   return changed;
@@ -163,20 +191,25 @@ bool Relay::scan_doorbells() {
 
 void Relay::forward(int64_t id) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const auto place = forwards_.find(id);
-  if (place == forwards_.end()) return;
-  uint64_t count;
-  iovec into = {&count, sizeof count};
-  // The other side can take the O_NONBLOCK back, and the counter before we do: this read never waits.
-  ssize_t n = preadv2(place->second.from.get(), &into, 1, -1, RWF_NOWAIT);
-  if (n < 0 && errno == EOPNOTSUPP) n = read(place->second.from.get(), &count, sizeof count);  // before Linux 5.8
-  if (n == sizeof count) {
-    stats.forwarded.add(1);
-    place->second.to.signal();
-  } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
-    // Not an eventfd after all, or its other end has gone: it would keep this thread awake for ever.
-    epoll_ctl(epoll_, EPOLL_CTL_DEL, place->second.from.get(), nullptr);
+  const auto forward = forwards_.find(id);
+  const auto doorbell = doorbells_.find(id);
+  if (forward == forwards_.end() && doorbell == doorbells_.end()) return;
+  const bool rung = forward == forwards_.end();
+  const OwnFd& from = rung ? doorbell->second.from : forward->second.from;
+  switch (take_eventfd(from.get())) {
+    case Taken::kNothing:
+      return;
+    case Taken::kOver:
+      // Not an eventfd after all, or its other end has gone: it would keep this thread awake for ever.
+      unwatch(from);
+      return;
+    case Taken::kSignal:
+      break;
   }
+  stats.forwarded.add(1);
+  // Whoever finds us asleep changes the word and then signals the eventfd: its peer is to hear of it once.
+  if (rung) doorbell->second.last = __atomic_load_n(doorbell->second.word, __ATOMIC_ACQUIRE);
+  (rung ? doorbell->second.to : forward->second.to).signal_foreign();
 }
 
 // P6. Sequentially consistent, so that either this thread sees a word that changed or the driver sees the

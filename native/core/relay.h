@@ -34,8 +34,11 @@ class Relay {
   int start();
   // A number above 0, or -errno. The fds are duplicated; `from` has to be an eventfd.
   int64_t add(int from, int to);
-  // `word` is inside `mapping`, which is kept.
-  int64_t add_doorbell(std::shared_ptr<Mapping> mapping, uint32_t* word, int to);
+  // `word` is inside `mapping`, which is kept. Signals of the eventfd `from` (or -1) count as changes of the word: one that
+  // comes with a change is the same event.
+  int64_t add_doorbell(std::shared_ptr<Mapping> mapping, uint32_t* word, int to, int from = -1);
+  // What a signal of the doorbell's eventfd does, on the calling thread. False for a number that is no doorbell's.
+  bool ring(int64_t id);
   void set_sleep_word(std::shared_ptr<Mapping> mapping, uint32_t* word);
   // Nothing is forwarded once this has returned. False for a number that is not there.
   bool remove(int64_t id);
@@ -52,13 +55,15 @@ class Relay {
     std::shared_ptr<Mapping> mapping;
     uint32_t* word;
     uint32_t last;
-    OwnFd to;
+    OwnFd from, to;
   };
 
+  int watch(int64_t id, const OwnFd& from);
   void loop();
   bool scan_doorbells();
   void take(const epoll_event* events, int n);
   void forward(int64_t id);
+  void unwatch(const OwnFd& from);
   void set_sleeping(bool sleeping);
 
   WakeFd wake_;

@@ -152,6 +152,8 @@ export interface PortQueueStats {
 export interface NotifyTarget {
   /** An eventfd to write 1 to. */
   readonly fd?: number;
+  /** `fd` is the peer's own: whatever the peer does to it, signalling it takes no time (`foreignEventfds`). */
+  readonly foreign?: boolean;
   /** A 16-bit store of `value` into a device register. */
   readonly mmio?: { readonly mapping: Mapping; readonly offset: number; readonly value: number };
   /**
@@ -161,13 +163,17 @@ export interface NotifyTarget {
   readonly doorbell?: { readonly mapping: Mapping; readonly offset: number; readonly sleepOffset: number };
 }
 
-export interface PeerRing extends RingAddresses {
-  /** The available index to go on from. */
-  readonly nextAvail: number;
-  readonly enabled: boolean;
+/** The signals of a ring, in both directions. */
+export interface RingSignals {
   /** Eventfd that the other side signals, or absent when the ring has to be polled. */
   readonly kickFd?: number;
   readonly notify?: NotifyTarget;
+}
+
+export interface PeerRing extends RingAddresses, RingSignals {
+  /** The available index to go on from. */
+  readonly nextAvail: number;
+  readonly enabled: boolean;
 }
 
 /** One queue of a port: what workers move packets from and to. Ends with `close()`, once no worker has it. */
@@ -326,6 +332,8 @@ export interface Worker {
   setDirtyLog(queue: PeerQueue, log: DirtyLog | undefined): Promise<void>;
   /** Allows or forbids the rings of a peer queue at a burst boundary (VHOST_USER_SET_VRING_ENABLE). */
   setEnabled(queue: PeerQueue, transmit: boolean, receive: boolean): Promise<void>;
+  /** Other signals for the rings of a peer queue, at a burst boundary; each new target is signalled once. */
+  rewire(queue: PeerQueue, transmit: RingSignals, receive: RingSignals): Promise<void>;
   onEvent(callback: (event: WorkerEvent) => void): void;
   stats(): WorkerStats;
   /** Detaches everything, ends and joins the thread. Idempotent. */
@@ -346,8 +354,10 @@ export interface DirtyLog {
 export interface Relay {
   /** Forwards every signal of `from` to `to`. Returns a number for `remove`. Does not own the fds: it duplicates. */
   add(from: number, to: number): number;
-  /** Forwards changes of the doorbell word (protocol.md, P6) to `to`. */
-  addDoorbell(mapping: Mapping, offset: number, to: number): number;
+  /** Forwards changes of the doorbell word (protocol.md, P6) to `to`, and signals of `from`, which may come with them. */
+  addDoorbell(mapping: Mapping, offset: number, to: number, from?: number): number;
+  /** Does what a signal of the doorbell's `from` does. */
+  ring(id: number): void;
   /** The word whose bit 0 tells the driver that this thread sleeps. */
   setSleepWord(mapping: Mapping, offset: number): void;
   /** No signal is forwarded after this returns. */
@@ -384,6 +394,8 @@ export interface NativeAddon {
   eventfdSignal(fd: number): boolean;
   /** The counter, reset to 0; 0 when it was not signalled. */
   eventfdTake(fd: number): number;
+  /** Whether this system can signal and read eventfds of others without ever waiting for them. */
+  foreignEventfds(): boolean;
   dup(fd: number): number;
   watch(fd: number, callback: (readable: boolean, writable: boolean) => void): Watcher;
 

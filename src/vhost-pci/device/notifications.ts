@@ -25,7 +25,7 @@ export class Notifications implements AsyncDisposable {
   /** The fd of each pair's interrupt vector. */
   readonly #vectors: (number | undefined)[] = [];
   readonly #kickRoutes = new Map<number, number>();
-  readonly #callRoutes = new Map<number, readonly number[]>();
+  readonly #callRoutes = new Map<number, number>();
 
   constructor(pages: Mapping, queuePairs: number) {
     this.#relay = new native.Relay();
@@ -66,8 +66,8 @@ export class Notifications implements AsyncDisposable {
 
   /** The driver wrote the trapped register of a ring. */
   notifyPeer(ring: number): void {
-    const call = this.#rings[ring]?.call;
-    if (call) native.eventfdSignal(call.fd);
+    const route = this.#callRoutes.get(ring);
+    if (route !== undefined) this.#relay.ring(route);
   }
 
   stats(): { wakeups: number; forwarded: number; doorbells: number } {
@@ -90,13 +90,12 @@ export class Notifications implements AsyncDisposable {
   }
 
   #routeCall(ring: number): void {
-    for (const old of this.#callRoutes.get(ring) ?? []) this.#relay.remove(old);
+    const old = this.#callRoutes.get(ring);
+    if (old !== undefined) this.#relay.remove(old);
     this.#callRoutes.delete(ring);
     const to = this.#rings[ring]?.call?.fd;
     if (to === undefined) return;
-    this.#callRoutes.set(ring, [
-      this.#relay.add(this.#doorbellFds[ring] as number, to),
-      this.#relay.addDoorbell(this.#pages, doorbellOffset(ring), to),
-    ]);
+    const route = this.#relay.addDoorbell(this.#pages, doorbellOffset(ring), to, this.#doorbellFds[ring]);
+    this.#callRoutes.set(ring, route);
   }
 }

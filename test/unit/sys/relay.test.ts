@@ -92,6 +92,46 @@ describe('a relay', () => {
     for (const fd of [page, trap, to, other]) closeSync(fd);
   });
 
+  it('signals once for a doorbell whose word and eventfd tell of the same event', async () => {
+    const relay = new native.Relay();
+    const page = native.memfdCreate('doorbells', 8192);
+    const mapping = new native.Mapping(page, 0, 8192, true);
+    const [from, to] = [native.eventfd(), native.eventfd()];
+    relay.setSleepWord(mapping, 0x40);
+    const id = relay.addDoorbell(mapping, 0x1000, to, from);
+    const change = () => mapping.store32(0x1000, mapping.load32(0x1000) + 1);
+    let heard = 0;
+    for (let turn = 1; turn <= 20; turn++) {
+      await sleepsOn(relay);
+      change();
+      native.eventfdSignal(from);
+      await until('the signal', 5000, () => {
+        heard += native.eventfdTake(to);
+        return heard >= turn;
+      });
+      await sleepsOn(relay);
+      heard += native.eventfdTake(to);
+      expect(heard).toBe(turn);
+    }
+    expect(relay.stats()).toMatchObject({ forwarded: 20, doorbells: 0 });
+    // The register does the same as the eventfd, which alone is enough too.
+    change();
+    relay.ring(id);
+    expect(native.eventfdTake(to)).toBe(1);
+    native.eventfdSignal(from);
+    await until('the signal', 5000, () => native.eventfdTake(to) === 1);
+    await sleepsOn(relay);
+    expect(relay.stats()).toMatchObject({ forwarded: 21, doorbells: 0 });
+    relay.remove(id);
+    native.eventfdSignal(from);
+    await sleepsOn(relay);
+    expect(native.eventfdTake(to)).toBe(0);
+    expect(() => relay.ring(id)).toThrow(RangeError);
+    await relay.stop();
+    mapping.close();
+    for (const fd of [page, from, to]) closeSync(fd);
+  });
+
   it('is not stopped by a full target, nor kept awake by a source that ended', async () => {
     const relay = new native.Relay();
     const [a, b] = native.unixPair();
