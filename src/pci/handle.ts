@@ -32,6 +32,14 @@ export interface RegionInfo {
   readonly areas: readonly RegionArea[];
 }
 
+/** A peer's own eventfds of one of its rings, as far as it has them. */
+export interface RingEventfds {
+  /** Signalled by the peer. */
+  readonly kick?: number;
+  /** To be signalled for the peer. */
+  readonly call?: number;
+}
+
 export interface PciHandle extends AsyncDisposable {
   /** As the user named it: `vfio-user:/run/x.sock`, `0000:01:00.0`. */
   readonly name: string;
@@ -46,6 +54,12 @@ export interface PciHandle extends AsyncDisposable {
   map(region: number, area: RegionArea, writable: boolean): Promise<Mapping>;
   /** How a worker thread reaches the 16-bit register at `offset` without JavaScript. */
   notifyTarget(region: number, offset: number, value: number): Promise<NotifyTarget>;
+
+  /**
+   * For devices whose interrupts and notifications a peer's eventfds are behind (docs/protocol.md, P7): those of rings 0 to
+   * `count` - 1, which the caller uses from now on instead, and closes. Fewer or none when the device keeps them.
+   */
+  takeRings?(count: number): Promise<RingEventfds[]>;
 
   /** Lets the device read and write `size` bytes of the memfd `fd` from `offset`, at DMA address `address`. */
   mapDma(fd: number, mapping: Mapping, offset: number, address: bigint, size: number): Promise<void>;

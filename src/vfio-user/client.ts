@@ -2,9 +2,10 @@
  * A vfio-user client: a PCI device that another process serves, as PciHandle. Believes the server about its device,
  * and about nothing that could hurt this process.
  */
+import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Forwarders } from '../pci/forwarders.js';
-import type { PciHandle, RegionArea, RegionInfo } from '../pci/handle.js';
+import type { PciHandle, RegionArea, RegionInfo, RingEventfds } from '../pci/handle.js';
 import { DEVICE_FLAG, DeviceInfo, IRQ_SET, IrqInfo, IrqSet } from '../pci/vfio-abi.js';
 import { type Mapping, type NotifyTarget, native } from '../sys/native.js';
 import { errorText, usageError } from '../util/errors.js';
@@ -19,9 +20,12 @@ import {
   DmaUnmap,
   LIMIT,
   RegionAccess,
+  RingEventfdsHeader,
+  RingEventfdsRow,
   refuse,
   Version,
 } from './protocol.js';
+import { decodeRingEventfds } from './ring-eventfds.js';
 import { type Capabilities, encodeCapabilities, MAJOR, MINOR, parseCapabilities } from './version.js';
 
 export interface ClientOptions {
@@ -124,6 +128,39 @@ export class Client implements PciHandle {
     const ioFds = await this.#regions.ioFds(region);
     const io = ioFds.find((f) => f.offset === offset && (f.size === 0 || f.size === 2));
     return { fd: io ? io.fd : this.#forwarders.fd(region, offset, value) };
+  }
+
+  async takeRings(count: number): Promise<RingEventfds[]> {
+    const rings: RingEventfds[] = [];
+    try {
+      while (rings.length < count) {
+        const more = await this.#takeRings(rings.length, count - rings.length);
+        if (more.length === 0) break;
+        rings.push(...more);
+      }
+    } catch (error) {
+      const { scope, code } = error as { scope?: string; code?: string };
+      // A server without this extension, or without a peer any more, refuses: what is left goes through it.
+      if (scope === 'message' && code !== 'ETIMEDOUT') return rings;
+      closeRings(rings);
+      // A late answer would leave rings without anybody who waits on their kicks.
+      throw code === 'ETIMEDOUT' ? this.#broken('no reply to RING_EVENTFDS') : error;
+    }
+    return rings;
+  }
+
+  async #takeRings(first: number, count: number): Promise<RingEventfds[]> {
+    const argsz = RingEventfdsHeader.size + count * RingEventfdsRow.size;
+    const payload = RingEventfdsHeader.encode({ argsz, first, count });
+    const answer = await this.#ask('RING_EVENTFDS', { payload, maxFds: LIMIT.MESSAGE_FDS });
+    try {
+      const rings = decodeRingEventfds(answer.payload, first, answer.fds);
+      if (rings.length <= count) return rings;
+      throw connectionError('EPROTO', `the eventfds of ${rings.length} rings, ${count} were asked`);
+    } catch (cause) {
+      for (const fd of answer.fds) closeSync(fd);
+      throw this.#broken(`wrong reply to RING_EVENTFDS: ${errorText(cause)}`);
+    }
   }
 
   async mapDma(fd: number, _mapping: Mapping, offset: number, address: bigint, size: number): Promise<void> {
@@ -233,6 +270,10 @@ export class Client implements PciHandle {
     if (index >= this.#info!.num_regions) throw refuse('EINVAL', `${this.name} has no region ${index}`);
     return this.#regions.region(index);
   }
+}
+
+function closeRings(rings: readonly RingEventfds[]): void {
+  for (const { kick, call } of rings) for (const fd of [kick, call]) if (fd !== undefined) closeSync(fd);
 }
 
 /**

@@ -2,7 +2,6 @@
  * What a server does for each command. A handler gets a request whose size and number of fds are right, returns the
  * reply's payload, and throws an error with an errno as code. It takes the fds that it keeps out of the list.
  */
-import { readlinkSync } from 'node:fs';
 import { IRQ } from '../pci/handle.js';
 import {
   DEVICE_FLAG,
@@ -15,6 +14,7 @@ import {
   NUM_REGIONS,
   RegionInfoHeader,
 } from '../pci/vfio-abi.js';
+import { isEventfd } from '../sys/eventfd.js';
 import type { Log } from '../util/log.js';
 import type { DmaTable } from './dma-table.js';
 import type { EventSlot, IrqVectors } from './irq-vectors.js';
@@ -28,12 +28,14 @@ import {
   LIMIT,
   RegionAccess,
   RegionIoFds,
+  RingEventfdsHeader,
   refuse,
   Version,
   WriteMulti,
   WriteOne,
 } from './protocol.js';
 import { encodeIoFds, encodeRegionInfo } from './region-info.js';
+import { encodeRingEventfds, ringsInReply } from './ring-eventfds.js';
 import type { ServedDevice, ServedRegion } from './served-device.js';
 import { type Capabilities, encodeCapabilities, MAJOR, MINOR, parseCapabilities } from './version.js';
 
@@ -84,6 +86,7 @@ export const HANDLERS: { readonly [name in CommandName]: Handler } = {
   DEVICE_FEATURE: unsupported,
   MIG_DATA_READ: unsupported,
   MIG_DATA_WRITE: unsupported,
+  RING_EVENTFDS: ringEventfds,
 };
 
 function version({ payload }: Request, context: ServerContext): Reply {
@@ -153,6 +156,17 @@ function regionIoFds({ payload }: Request, { device, client }: ServerContext): R
   return encodeIoFds(index, device.ioFds?.(index) ?? [], argsz, client!.maxMessageFds);
 }
 
+function ringEventfds({ payload }: Request, { device, client }: ServerContext): Reply {
+  const { argsz, flags, first, count } = RingEventfdsHeader.decode(payload);
+  needArgsz(argsz, RingEventfdsHeader.size);
+  if (flags !== 0) throw refuse('EINVAL', `flags 0x${flags.toString(16)}`);
+  if (!device.takeRings) throw refuse('ENOTSUP', 'not offered');
+  const most = Math.min(count, ringsInReply(argsz, client!.maxMessageFds));
+  const rings = device.takeRings(first, most);
+  if (!rings) throw refuse('EAGAIN', 'no peer is connected');
+  return encodeRingEventfds(first, rings);
+}
+
 /** INTx is a level: it masks itself when raised. The vectors of the others can be set one by one. */
 function irqFlags(index: number): number {
   if (index === IRQ.INTX) return IRQ_INFO_FLAG.EVENTFD | IRQ_INFO_FLAG.MASKABLE | IRQ_INFO_FLAG.AUTOMASKED;
@@ -213,11 +227,6 @@ function setIrqs({ payload, fds }: Request, { device, irqs }: ServerContext): un
     if (action === IRQ_SET.TRIGGER) irqs.trigger(index, start + i);
     else irqs.setMasked(index, start + i, 1, action === IRQ_SET.MASK);
   }
-}
-
-/** A write of 8 bytes to anything else might block a thread that signals it. */
-function isEventfd(fd: number): boolean {
-  return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]';
 }
 
 /** The region, when [offset, offset + count) lies within it. */

@@ -62,6 +62,14 @@ export const WriteOne = struct('vfio_user_write_one', 24, {
   count: 'u32',
   data: { bytes: 8 },
 });
+// docs/protocol.md, P7: not of the specification.
+export const RingEventfdsHeader = struct('vpci_ring_eventfds', 16, {
+  argsz: 'u32',
+  flags: 'u32',
+  first: 'u32',
+  count: 'u32',
+});
+export const RingEventfdsRow = struct('vpci_ring_eventfds_row', 8, { kick: 'u32', call: 'u32' });
 export const DeviceFeature = struct('vfio_device_feature', 8, { argsz: 'u32', flags: 'u32' });
 export const MigrationData = struct('vfio_user_mig_data', 8, { argsz: 'u32', size: 'u32' });
 
@@ -134,6 +142,8 @@ export const COMMANDS = {
   DEVICE_FEATURE: row(16, 'DEVICE_FEATURE', DeviceFeature, { extra: 4096 }),
   MIG_DATA_READ: row(17, 'MIG_DATA_READ', MigrationData),
   MIG_DATA_WRITE: row(18, 'MIG_DATA_WRITE', MigrationData, { extra: LIMIT.DATA_XFER }),
+  // Our own (docs/protocol.md, P7), far from what the specification may number next.
+  RING_EVENTFDS: row(0x8000, 'RING_EVENTFDS', RingEventfdsHeader),
 } as const satisfies Record<string, CommandRow>;
 
 export type CommandName = keyof typeof COMMANDS;

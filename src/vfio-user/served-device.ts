@@ -1,5 +1,5 @@
 /** What a vfio-user server serves. Regions and interrupts have VFIO's numbers (src/pci/handle.ts). */
-import type { RegionArea } from '../pci/handle.js';
+import type { RegionArea, RingEventfds } from '../pci/handle.js';
 import type { DmaTable } from './dma-table.js';
 import type { IrqVectors } from './irq-vectors.js';
 
@@ -47,6 +47,11 @@ export interface ServedDevice {
   write(region: number, offset: number, data: Buffer): void | Promise<void>;
   /** For docs/protocol.md, P7. */
   ioFds?(region: number): readonly IoFd[];
+  /**
+   * Hands out the eventfds of at most `count` rings from `first` on (docs/protocol.md, P7); undefined while there is no peer
+   * whose rings the client has. They stay the device's, which neither waits on nor forwards them any more.
+   */
+  takeRings?(first: number, count: number): readonly RingEventfds[] | undefined;
   /** `session.irqs.fd()` of these vectors may have changed. */
   irqsChanged?(index: number, start: number, count: number): void;
   /**
