@@ -45,7 +45,8 @@ export const STRUCTS = {
   broken,
 } as const;
 
-export const VIRTQ_FLAG = { STARTED: 1, POLL: 2 } as const;
+/** MOVED: the ring has other eventfds than those that the driver took (P7). */
+export const VIRTQ_FLAG = { STARTED: 1, POLL: 2, MOVED: 4 } as const;
 
 /** Regions that other-mem-info may carry: more than any table of vhost-user holds. */
 export const MAX_REGIONS = 512;

@@ -230,6 +230,11 @@ export class FrontEnd implements AsyncDisposable {
     return this.#setRingFd('SET_VRING_CALL', index, fd);
   }
 
+  /** SET_VRING_KICK of a ring that runs. */
+  setKick(index: number, fd: number): Promise<void> {
+    return this.#setRingFd('SET_VRING_KICK', index, fd);
+  }
+
   #setAddress(index: number, ring: SharedRing): Promise<void> {
     return this.#tell(
       'SET_VRING_ADDR',

@@ -6,7 +6,7 @@
 import { closeSync } from 'node:fs';
 import { MsixTable } from '../../pci/capabilities.js';
 import type { ConfigSpace } from '../../pci/config-space.js';
-import { IRQ, REGION } from '../../pci/handle.js';
+import { IRQ, REGION, type RingEventfds } from '../../pci/handle.js';
 import { type Mapping, native } from '../../sys/native.js';
 import type { Log } from '../../util/log.js';
 import type { IoFd, ServedDevice, ServedRegion, Session } from '../../vfio-user/served-device.js';
@@ -50,6 +50,8 @@ export interface FunctionOwner {
   /** The receiver has closed its connection. */
   receiverGone?(): void;
   message(message: Message): void;
+  /** The driver asks for the peer's eventfds; false while it has no peer. */
+  takesRings(): boolean;
 }
 
 const LAYOUT: RegisterLayout = {
@@ -171,6 +173,10 @@ export class PciFunction implements ServedDevice, AsyncDisposable {
       size: 2,
       fd,
     }));
+  }
+
+  takeRings(first: number, count: number): readonly RingEventfds[] | undefined {
+    return this.#driver && this.#owner.takesRings() ? this.notifications.take(first, count) : undefined;
   }
 
   irqsChanged(index: number): void {

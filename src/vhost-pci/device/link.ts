@@ -6,7 +6,7 @@
  */
 import { VhostPciError } from '../../util/errors.js';
 import type { Log } from '../../util/log.js';
-import type { MemInfoBar, Message, Virtq } from '../messages.js';
+import { type MemInfoBar, type Message, VIRTQ_FLAG, type Virtq } from '../messages.js';
 
 /** What the driver is to see of a peer that is ready. */
 export interface PublishedPeer {
@@ -52,6 +52,8 @@ export class Link {
   /** When the driver was last asked to stop. */
   #askedAt = 0;
   #published: PublishedPeer | undefined;
+  /** The driver has been told that rings have other eventfds, and has not taken them yet. */
+  #moved = false;
   /** Indices that the driver reported when it last let go. */
   #stoppedAt: readonly Virtq[] | undefined;
   #waiters: (() => void)[] = [];
@@ -135,6 +137,20 @@ export class Link {
     if (!(await late(confirmed, ANSWER_LIMIT_MS))) return;
     if (on) throw unconfirmed('that it logs');
     this.#log.error(unconfirmed('that it logs no more').message);
+  }
+
+  /** Eventfds that the driver took are not the peer's any more (docs/protocol.md, P7). Told once, until it takes again. */
+  ringsMoved(): void {
+    if (this.#phase !== 'on' || !this.#published || this.#moved) return;
+    this.#moved = true;
+    const virtqs = this.#published.virtqs.map((q) => ({ ...q, flags: q.flags | VIRTQ_FLAG.MOVED }));
+    this.#ends.send({ kind: 'virtq-info', virtqs });
+  }
+
+  /** The driver takes the eventfds of rings; false when it has no rings, or is to let go of them. */
+  ringsTaken(): boolean {
+    this.#moved = false;
+    return this.#phase === 'on';
   }
 
   /** A control message from the driver. */
@@ -237,6 +253,7 @@ export class Link {
     this.#phase = phase;
     if (phase === 'off' && before !== 'off') {
       this.#published = undefined;
+      this.#moved = false;
       this.#ends.stopped(this.#stoppedAt);
       this.#stoppedAt = undefined;
       for (const done of this.#waiters.splice(0)) done();

@@ -3,6 +3,7 @@
  * the peer's interrupts (the seed's "Interrupt support"). A native thread forwards them; nothing here runs a signal.
  */
 import { closeSync } from 'node:fs';
+import type { RingEventfds } from '../../pci/handle.js';
 import { type Mapping, native, type Relay } from '../../sys/native.js';
 import { doorbellOffset, SLEEP_OFFSET } from '../shared-pages.js';
 
@@ -24,6 +25,8 @@ export class Notifications implements AsyncDisposable {
   readonly #rings: RingSignals[];
   /** The fd of each pair's interrupt vector. */
   readonly #vectors: (number | undefined)[] = [];
+  /** Rings whose eventfds the driver uses itself: two that wait on one kick would take it from each other. */
+  readonly #taken = new Set<number>();
   readonly #kickRoutes = new Map<number, number>();
   readonly #callRoutes = new Map<number, number>();
 
@@ -48,13 +51,35 @@ export class Notifications implements AsyncDisposable {
     return this.#doorbellFds;
   }
 
-  /** The peer's eventfds of a ring, as far as it has them. They stay the caller's. */
-  setRing(ring: number, kick: PeerEventfd | undefined, call: PeerEventfd | undefined): void {
+  /**
+   * The peer's eventfds of a ring, as far as it has them. They stay the caller's. True when the driver has others for this
+   * ring: until it takes these, they are forwarded.
+   */
+  setRing(ring: number, kick: PeerEventfd | undefined, call: PeerEventfd | undefined): boolean {
     const before = this.#rings[ring];
-    if (!before) return;
+    if (!before || (before.kick === kick && before.call === call)) return false;
     this.#rings[ring] = { kick, call };
+    const stale = this.#taken.delete(ring);
+    if (stale) this.#routeKick(ring);
     if (before.kick !== kick) this.#routeKick(ring);
     if (before.call !== call) this.#routeCall(ring);
+    return stale;
+  }
+
+  /** Hands out the eventfds of at most `count` rings from `first` on (docs/protocol.md, P7). They stay the peer's. */
+  take(first: number, count: number): RingEventfds[] {
+    return this.#rings.slice(first, first + count).map(({ kick, call }, i) => {
+      this.#taken.add(first + i);
+      this.#routeKick(first + i);
+      return { ...(kick && { kick: kick.fd }), ...(call && { call: call.fd }) };
+    });
+  }
+
+  /** The driver uses them no more. What was signalled in between is in the eventfds, and forwarded at once. */
+  takeBack(): void {
+    const rings = [...this.#taken];
+    this.#taken.clear();
+    for (const ring of rings) this.#routeKick(ring);
   }
 
   /** The eventfd of the interrupt vector that the driver chose for a pair; undefined while there is none. */
@@ -85,6 +110,7 @@ export class Notifications implements AsyncDisposable {
     this.#kickRoutes.delete(ring);
     const from = this.#rings[ring]?.kick?.fd;
     const to = this.#vectors[ring >> 1];
+    if (this.#taken.has(ring)) return;
     // Without a vector the kick stays in its eventfd, and is forwarded as soon as there is one.
     if (from !== undefined && to !== undefined) this.#kickRoutes.set(ring, this.#relay.add(from, to));
   }

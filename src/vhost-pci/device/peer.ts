@@ -155,7 +155,8 @@ export class PeerConnection implements BackEndDevice {
 
   ringsChanged(): void {
     const notifications = this.#owner.function?.notifications;
-    for (const ring of this.#backEnd.state.rings) notifications?.setRing(ring.index, ring.kick, ring.call);
+    for (const ring of this.#backEnd.state.rings)
+      if (notifications?.setRing(ring.index, ring.kick, ring.call)) this.#owner.link.ringsMoved();
     this.#watchEnabling();
     this.#owner.link.changed();
   }

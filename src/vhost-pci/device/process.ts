@@ -315,6 +315,10 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
     this.link.message(message);
   }
 
+  takesRings(): boolean {
+    return this.link.ringsTaken();
+  }
+
   // -- LinkEnds ----------------------------------------------------------------------------------------------
 
   wanted() {
@@ -339,6 +343,7 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
   }
 
   stopped(virtqs: Parameters<LinkEnds['stopped']>[0]): void {
+    this.#function?.notifications.takeBack();
     this.#peer?.driverStopped(virtqs);
   }
 

@@ -2,8 +2,8 @@
  * Joins a connected peer's queue pairs to a port's queues on the workers, and takes them apart again. When `detach`
  * resolves, no thread can touch the peer's memory.
  */
-import type { DirtyLog, PeerQueue, PortQueue, Worker } from '../../sys/native.js';
-import type { Peer } from './peer.js';
+import type { DirtyLog, PeerQueue, PortQueue, RingSignals, Worker } from '../../sys/native.js';
+import { type Peer, receiveqOf, transmitqOf } from './peer.js';
 import type { Lane, PeerAttachment, Port } from './ports.js';
 
 interface AttachedPair {
@@ -64,6 +64,14 @@ export class Attachment implements PeerAttachment {
     await Promise.all(
       this.#pairs.map(({ worker, queue, index }) =>
         worker.setEnabled(queue, enabled(2 * index + 1), enabled(2 * index)),
+      ),
+    );
+  }
+
+  async rewire(signals: (ring: number) => RingSignals): Promise<void> {
+    await Promise.all(
+      this.#pairs.map(({ worker, queue, index }) =>
+        worker.rewire(queue, signals(transmitqOf(index)), signals(receiveqOf(index))),
       ),
     );
   }

@@ -15,6 +15,7 @@ import {
   type DirtyLog,
   native,
   type PortQueue,
+  type RingSignals,
   type SinkQueue,
   type Worker,
 } from '../../sys/native.js';
@@ -22,7 +23,7 @@ import { errorText } from '../../util/errors.js';
 import { bitNames, hasBit } from '../../util/flags.js';
 import { type Log, silentLog } from '../../util/log.js';
 import { NET_FEATURE } from '../../virtio-net/features.js';
-import type { Peer } from './peer.js';
+import { type Peer, receiveqOf, transmitqOf } from './peer.js';
 import type { Lane, PeerAttachment, Port, Undelivered } from './ports.js';
 import type { WorkerPool } from './workers.js';
 
@@ -76,6 +77,7 @@ export class Bridge {
         }),
       setDirtyLog: (log) => this.#alone(() => this.#logAll(peer, log)),
       setEnabled: (enabled) => this.#alone(() => this.#enable(side, peer, enabled)),
+      rewire: (signals) => this.#alone(() => this.#rewireAll(peer, signals)),
     };
   }
 
@@ -93,6 +95,11 @@ export class Bridge {
 
   async #logAll(peer: Peer, log: DirtyLog | undefined): Promise<void> {
     for (const { queue } of peer.pairs) await this.#workerOf(queue).setDirtyLog(queue, log);
+  }
+
+  async #rewireAll(peer: Peer, signals: (ring: number) => RingSignals): Promise<void> {
+    for (const { index, queue } of peer.pairs)
+      await this.#workerOf(queue).rewire(queue, signals(transmitqOf(index)), signals(receiveqOf(index)));
   }
 
   /** The worker that has the queue; any other may have it when none does. */

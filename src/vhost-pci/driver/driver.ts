@@ -5,25 +5,30 @@
  */
 import { rarpAnnouncement } from '../../net/rarp.js';
 import type { PciHandle, RegionArea } from '../../pci/handle.js';
-import type { DirtyLog, Mapping } from '../../sys/native.js';
+import type { DirtyLog, Mapping, RingSignals } from '../../sys/native.js';
 import { errorText, VhostPciError } from '../../util/errors.js';
 import type { Log } from '../../util/log.js';
 import { PAGE } from '../identity.js';
-import type { MemInfoBar, Message, Virtq } from '../messages.js';
+import { type MemInfoBar, type Message, VIRTQ_FLAG, type Virtq } from '../messages.js';
 import { doorbellOffset, SLEEP_OFFSET } from '../shared-pages.js';
 import { InitialisedDevice } from './initialise.js';
-import { isStarted, Peer, peerTable, type RingWiring } from './peer.js';
+import { isStarted, Peer, peerTable, ringSignals } from './peer.js';
+import { PeerEventfds } from './peer-eventfds.js';
 
 export interface DriverOwner {
   readonly log: Log;
   /** Feature bits to accept; all that this driver knows by default. */
   readonly accept?: bigint;
+  /** To wait on the peer's own eventfds and signal them, where the device hands them out (docs/protocol.md, P7). */
+  readonly direct?: boolean;
   /** The peer may be touched until `peerOff` is called. With a log, no write may go without it, not even the first. */
   peerOn(peer: Peer, log: DirtyLog | undefined): Promise<void>;
   /** When this resolves, nothing touches the peer's memory any more. Also called after a `peerOn` that failed. */
   peerOff(reason: string): Promise<void>;
   /** The peer's front-end allowed or forbade rings; asked by the peer's virtqueue index. */
   enabled(ring: (index: number) => boolean): Promise<void>;
+  /** Rings have other signals from now on; asked by the peer's virtqueue index. */
+  rewire(signals: (ring: number) => RingSignals): Promise<void>;
   /** When this resolves, every write is logged (undefined: no more logging). */
   dirtyLog(log: DirtyLog | undefined): Promise<void>;
   /** Sends this frame out of the receiving side: the peer has moved. */
@@ -56,6 +61,7 @@ export class Driver {
   #logBytes = 0;
   #logging = false;
   #peer: Peer | undefined;
+  #eventfds: PeerEventfds | undefined;
   #offConfirmed: (() => void) | undefined;
   #closing: Promise<void> | undefined;
   /** The device is gone or has failed: nothing is said to it any more. */
@@ -249,6 +255,7 @@ export class Driver {
       this.#virtqs = virtqs;
       return;
     }
+    if (virtqs.some((q) => q.flags & VIRTQ_FLAG.MOVED)) await this.#takeAgain();
     // While ON only `enable` changes (P5).
     this.#virtqs = this.#virtqs.map((q, i) => ({ ...q, enable: virtqs[i]?.enable ?? 0 }));
     await this.#owner.enabled((ring) => (virtqs[ring]?.enable ?? 0) !== 0);
@@ -265,10 +272,12 @@ export class Driver {
         'EPROTO',
         'the device sent ON before the memory info; it was ignored',
       );
+    this.#eventfds?.[Symbol.dispose]();
+    this.#eventfds = await this.#takeEventfds();
     const table = peerTable(info, memory.area, memory.mapping);
     let peer: Peer;
     try {
-      peer = new Peer(info, table, this.#virtqs, (ring) => this.#wiring(ring));
+      peer = new Peer(info, table, this.#virtqs, (ring) => this.#signals(ring));
     } finally {
       // The queues keep it for as long as they live.
       table.close();
@@ -335,13 +344,34 @@ export class Driver {
       this.#peer = undefined;
       peer.close();
     }
+    this.#eventfds?.[Symbol.dispose]();
+    this.#eventfds = undefined;
     this.#memory?.mapping.close();
     this.#memory = undefined;
     this.#info = undefined;
     return virtqs.some(isStarted) ? virtqs : [];
   }
 
-  #wiring(ring: number): RingWiring {
+  async #takeEventfds(): Promise<PeerEventfds | undefined> {
+    if (!this.#owner.direct) return undefined;
+    // What goes wrong here ends the connection to the device, which `handle.gone` tells.
+    return PeerEventfds.take(this.#handle, this.#virtqs.length).catch(() => undefined);
+  }
+
+  /** The peer has replaced eventfds. Without an answer OFF is on its way, and those at hand do until then. */
+  async #takeAgain(): Promise<void> {
+    const before = this.#eventfds;
+    const now = await this.#takeEventfds();
+    if (!now) return;
+    this.#eventfds = now;
+    try {
+      await this.#owner.rewire((ring) => ringSignals(this.#virtqs[ring] as Virtq, this.#signals(ring)));
+    } finally {
+      before?.[Symbol.dispose]();
+    }
+  }
+
+  #signals(ring: number): RingSignals {
     const kickFd = this.#device.interrupts.pairFd(ring >> 1);
     return {
       ...(kickFd !== undefined && { kickFd }),
@@ -349,6 +379,7 @@ export class Driver {
         ...this.#device.peerNotifyTarget(ring),
         doorbell: { mapping: this.#device.pages, offset: doorbellOffset(ring), sleepOffset: SLEEP_OFFSET },
       },
+      ...this.#eventfds?.signals(ring),
     };
   }
 }

@@ -5,7 +5,13 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { formatMac, randomMac } from '../../net/mac.js';
 import type { PciHandle } from '../../pci/handle.js';
-import type { DirtyLog, PortQueueStats, WorkerEvent, WorkerStats } from '../../sys/native.js';
+import {
+  type DirtyLog,
+  native,
+  type PortQueueStats,
+  type WorkerEvent,
+  type WorkerStats,
+} from '../../sys/native.js';
 import { errorText, VhostPciError } from '../../util/errors.js';
 import { type Log, silentLog } from '../../util/log.js';
 import { Attachment } from './attachment.js';
@@ -41,6 +47,11 @@ export interface EndpointOptions extends WorkerPoolOptions {
   readonly log?: Log;
   /** Feature bits to accept (docs/protocol.md, P4); all by default. */
   readonly accept?: bigint;
+  /**
+   * `direct` (the default): workers that sleep wait on the peer's own eventfds and signal them where the device hands them
+   * out (docs/protocol.md, P7). `relay`: all signals go through the device process.
+   */
+  readonly signals?: 'direct' | 'relay';
   readonly onEvent?: (event: EndpointEvent) => void;
 }
 
@@ -161,10 +172,13 @@ export class Endpoint implements AsyncDisposable {
   async #serve(handle: PciHandle): Promise<void> {
     const driver = await Driver.start(handle, {
       log: this.#log,
+      // Threads that never sleep wait for no kick, and leave the system call of a call to the device's relay.
+      direct: this.#options.signals !== 'relay' && this.#pool.mode !== 'poll' && native.foreignEventfds(),
       ...(this.#options.accept !== undefined && { accept: this.#options.accept }),
       peerOn: (peer, log) => this.#peerOn(peer, log),
       peerOff: (reason) => this.#peerOff(reason),
       enabled: async (ring) => this.#attachment?.setEnabled(ring),
+      rewire: async (signals) => this.#attachment?.rewire(signals),
       dirtyLog: async (log) => this.#attachment?.setDirtyLog(log),
       announce: (frame) => this.port.announce?.(frame),
       mtu: (mtu) => this.port.setMtu?.(mtu),

@@ -5,21 +5,15 @@
 import { REGION, type RegionArea } from '../../pci/handle.js';
 import {
   type Mapping,
-  type NotifyTarget,
   native,
   type PeerQueue,
   type PeerRing,
   type RegionTable,
+  type RingSignals,
 } from '../../sys/native.js';
 import { VhostPciError } from '../../util/errors.js';
 import { hasBit } from '../../util/flags.js';
 import { type MemInfoBar, VIRTQ_FLAG, type Virtq } from '../messages.js';
-
-/** What a ring needs beside its addresses: how it is signalled, and how its other side is. */
-export interface RingWiring {
-  readonly kickFd?: number;
-  readonly notify: NotifyTarget;
-}
 
 export interface PeerPair {
   readonly index: number;
@@ -74,7 +68,7 @@ export class Peer {
     info: MemInfoBar,
     table: RegionTable,
     virtqs: readonly Virtq[],
-    wiring: (ring: number) => RingWiring,
+    signals: (ring: number) => RingSignals,
   ) {
     this.features = info.features;
     this.mtu = info.mtu;
@@ -90,8 +84,8 @@ export class Peer {
         const queue = new native.PeerQueue({
           table,
           features: info.features,
-          receive: peerRing(receive, wiring(receiveqOf(index))),
-          transmit: peerRing(transmit, wiring(transmitqOf(index))),
+          receive: peerRing(receive, signals(receiveqOf(index))),
+          transmit: peerRing(transmit, signals(transmitqOf(index))),
         });
         pairs.push({ index, queue, enabled: receive.enable !== 0 && transmit.enable !== 0 });
       } catch (error) {
@@ -129,8 +123,13 @@ export function isStarted(q: Virtq): boolean {
   return (q.flags & VIRTQ_FLAG.STARTED) !== 0;
 }
 
-function peerRing(q: Virtq, wiring: RingWiring): PeerRing {
-  const polled = (q.flags & VIRTQ_FLAG.POLL) !== 0 || wiring.kickFd === undefined;
+/** A ring without a kick eventfd is polled, whatever there is to wait on. */
+export function ringSignals(q: Virtq, { kickFd, notify }: RingSignals): RingSignals {
+  const polled = (q.flags & VIRTQ_FLAG.POLL) !== 0 || kickFd === undefined;
+  return { ...(notify && { notify }), ...(!polled && { kickFd }) };
+}
+
+function peerRing(q: Virtq, signals: RingSignals): PeerRing {
   return {
     size: q.num,
     desc: q.desc,
@@ -138,7 +137,6 @@ function peerRing(q: Virtq, wiring: RingWiring): PeerRing {
     device: q.used,
     nextAvail: q.next_avail,
     enabled: q.enable !== 0,
-    notify: wiring.notify,
-    ...(!polled && { kickFd: wiring.kickFd as number }),
+    ...ringSignals(q, signals),
   };
 }

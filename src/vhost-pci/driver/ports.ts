@@ -9,6 +9,7 @@ import {
   type PeerQueue,
   type PortQueue,
   type PortQueueStats,
+  type RingSignals,
   type SinkQueue,
 } from '../../sys/native.js';
 import type { Peer } from './peer.js';
@@ -37,6 +38,8 @@ export interface PeerAttachment {
   setDirtyLog(log: DirtyLog | undefined): Promise<void>;
   /** `enabled(ring)` is asked for each ring by the peer's virtqueue index. */
   setEnabled(enabled: (ring: number) => boolean): Promise<void>;
+  /** Other signals for each ring, by the peer's virtqueue index. */
+  rewire(signals: (ring: number) => RingSignals): Promise<void>;
 }
 
 /** Packets that had nowhere to go, and their bytes. */

@@ -17,11 +17,13 @@ export interface WorkerPoolOptions {
 
 export class WorkerPool implements AsyncDisposable {
   readonly workers: readonly Worker[];
+  readonly mode: WorkerMode;
   readonly #listeners = new Set<(event: WorkerEvent) => void>();
 
   /** Throws a usage error for a CPU that there is not. */
   constructor(options: WorkerPoolOptions = {}) {
-    this.workers = makeWorkers(options);
+    this.mode = options.mode ?? 'adaptive';
+    this.workers = makeWorkers({ ...options, mode: this.mode });
     for (const worker of this.workers)
       worker.onEvent((event) => {
         for (const listener of this.#listeners) listener(event);
@@ -44,7 +46,7 @@ export class WorkerPool implements AsyncDisposable {
   }
 }
 
-function makeWorkers({ workers = 1, mode = 'adaptive', cpus }: WorkerPoolOptions): Worker[] {
+function makeWorkers({ workers = 1, mode, cpus }: WorkerPoolOptions & { mode: WorkerMode }): Worker[] {
   const made: Worker[] = [];
   for (let i = 0; i < workers; i++) {
     const cpu = cpus?.[i % cpus.length];

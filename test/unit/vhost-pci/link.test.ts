@@ -49,6 +49,30 @@ describe('the link', () => {
     expect(b.link.phase).toBe('on');
   });
 
+  it('tells once of eventfds that were replaced, until the driver has taken the new ones', async () => {
+    const b = new Bench();
+    const flags: number[] = [];
+    b.onSend = (message) => {
+      if (message.kind === 'virtq-info') flags.push(...message.virtqs.map((q) => q.flags));
+    };
+    expect(b.link.ringsTaken()).toBe(false);
+    b.link.ringsMoved();
+    await b.turnOn(peer(0n));
+    expect(b.link.ringsTaken()).toBe(true);
+    for (let i = 0; i < 300; i++) b.link.ringsMoved();
+    expect(b.trace).toEqual(['> virtq-info']);
+    expect(flags).toEqual([1, 1, 5, 5]);
+    expect(b.link.ringsTaken()).toBe(true);
+    b.link.ringsMoved();
+    expect(b.trace).toEqual(['> virtq-info', '> virtq-info']);
+    const done = b.link.letGo();
+    b.link.ringsMoved();
+    expect(b.trace.slice(2)).toEqual(['> connection off']);
+    expect(b.link.ringsTaken()).toBe(false);
+    b.link.message(OFF);
+    await done;
+  });
+
   it('hands over where the driver left the rings', async () => {
     const b = new Bench();
     await b.turnOn(peer(0n));

@@ -44,6 +44,7 @@ export class RawDevice {
           this.ready++;
         },
         driverGone: () => this.#forget(),
+        takesRings: () => false,
         message: (message) => {
           this.heard.push(message);
           if (this.answersOff && message.kind === 'connection') void this.send(message);
