@@ -15,8 +15,8 @@ type InNetns = (command: readonly string[]) => string[];
 const here: InNetns = (command) => [...command];
 
 export interface InTreeOptions {
-  /** Options of `vhost-pci net`. */
-  readonly net: readonly string[];
+  /** Options of `vhost-pci net`, or another program and its arguments behind the device's name. */
+  readonly net: readonly string[] | { readonly program: string; readonly args: readonly string[] };
   readonly peer: Omit<PeerTask, 'socketPath'>;
   /** Wrap the command lines so that they run in a network namespace. */
   readonly netIn?: InNetns;
@@ -46,8 +46,12 @@ export class InTree {
     );
     await peer.event('ready', 15_000, (e) => e.event === 'ready');
     await device.until('its vfio-user socket', 15_000, () => existsSync(vfioUser));
-    const net = ['net', `vfio-user:${vfioUser}`, ...options.net, '--json', '--log-level', 'warn'];
-    const driver = launch('vhost-pci net', (options.netIn ?? here)(vhostPciArgv(net)));
+    const name = `vfio-user:${vfioUser}`;
+    const argv =
+      'program' in options.net
+        ? [process.execPath, program(options.net.program), name, ...options.net.args]
+        : vhostPciArgv(['net', name, ...options.net, '--json', '--log-level', 'warn']);
+    const driver = launch('vhost-pci net', (options.netIn ?? here)(argv));
     await driver.event('connection on', 15_000, (e) => e.event === 'connection' && e.state === 'on');
     return new InTree(device, driver, peer);
   }

@@ -11,9 +11,16 @@ import type { Effort } from './throughput.js';
 
 const WARM_UP_MS = 30;
 
-async function bouncing(scope: Scope, mode: 'poll' | 'interrupt'): Promise<InTree> {
+/** The driver's signals go straight to the peer and back, or through the device process. */
+export type Signals = 'direct' | 'relay';
+
+async function bouncing(scope: Scope, mode: 'poll' | 'interrupt', signals: Signals): Promise<InTree> {
+  const cpu = String(BACK_CPU);
   const link = await InTree.start(scope, {
-    net: ['--echo', `--${mode}`, '--cpu', String(BACK_CPU)],
+    net:
+      signals === 'direct'
+        ? ['--echo', `--${mode}`, '--cpu', cpu]
+        : { program: 'relay-program', args: [cpu] },
     peer: { task: 'bounce', mode, cpu: FRONT_CPU },
   });
   link.pause();
@@ -38,9 +45,9 @@ function halfTurn(distance: Distance, link: InTree, effort: Effort): () => Promi
 }
 
 /** Kick to packet against a bare eventfd between two processes, in microseconds. */
-export async function wakeUp(distance: Distance, effort: Effort): Promise<Comparison> {
+export async function wakeUp(distance: Distance, effort: Effort, signals: Signals): Promise<Comparison> {
   await using scope = new Scope();
-  const link = await bouncing(scope, 'interrupt');
+  const link = await bouncing(scope, 'interrupt', signals);
   const bare = (): Promise<Sample> => sample(distance, (window) => window([], () => distance.wake()));
   return await compare(effort.pairs, halfTurn(distance, link, effort), bare);
 }
@@ -48,7 +55,7 @@ export async function wakeUp(distance: Distance, effort: Effort): Promise<Compar
 /** A turn while both ends poll against a cache line's way there and back, in microseconds. */
 export async function pollTurn(distance: Distance, effort: Effort): Promise<Comparison> {
   await using scope = new Scope();
-  const link = await bouncing(scope, 'poll');
+  const link = await bouncing(scope, 'poll', 'direct');
   const half = halfTurn(distance, link, effort);
   const turn = async (): Promise<Sample> => {
     const taken = await half();
