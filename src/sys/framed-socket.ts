@@ -16,7 +16,10 @@ export interface Framing {
 export interface FramedSocketHandlers {
   /** The handler owns `fds` and closes them. A rejection or throw closes the socket with that error. */
   message(data: Buffer, fds: number[]): void | Promise<void>;
-  /** Called once; without an error when the other side closed in an orderly way between two messages. */
+  /**
+   * Called once; without an error when the other side closed in an orderly way between two messages. The code of the error is
+   * `ESHUTDOWN` when the other side reads no more and has not ended: it may still use what it was given.
+   */
   closed(error?: Error): void;
 }
 
@@ -26,6 +29,9 @@ const SEND_LIMIT = 4 << 20;
 const FDS_A_MESSAGE = 16;
 /** Messages handled before the event loop gets its turn again, so that a flood starves nobody. */
 const MESSAGES_A_TURN = 64;
+/** Reads of what was sent before the end, and their length, when the end itself is looked for. */
+const LAST_READS = 64;
+const LAST_READ_BYTES = 1 << 16;
 
 interface Outgoing {
   data: Uint8Array;
@@ -35,6 +41,9 @@ interface Outgoing {
 export function closeAll(fds: readonly number[]): void {
   for (const fd of fds) closeSync(fd);
 }
+
+const deaf = (cause: unknown): VhostPciError =>
+  new VhostPciError('connection', 'ESHUTDOWN', 'the other side reads no more', { cause });
 
 export class FramedSocket implements Disposable {
   readonly #fd: number;
@@ -122,10 +131,27 @@ export class FramedSocket implements Disposable {
         else out.data = out.data.subarray(sent);
       }
     } catch (error) {
-      this.close(error as Error);
+      this.close(this.#isDeaf(error as Error) ? deaf(error) : (error as Error));
       return;
     }
     this.#watch();
+  }
+
+  /** True when the other side has shut its reading down (shutdown(2), SHUT_RD) and has not closed the socket. */
+  #isDeaf(error: NodeJS.ErrnoException): boolean {
+    if (error.code !== 'EPIPE') return false;
+    try {
+      for (let n = 0; n < LAST_READS; n++) {
+        const got = native.receiveMessage(this.#fd, LAST_READ_BYTES);
+        if (!got) return true;
+        closeAll(got.fds);
+        if (got.data.length === 0) return false;
+      }
+    } catch {
+      // Reset: it has ended with something unread.
+      return false;
+    }
+    return true;
   }
 
   #read(): void {

@@ -61,6 +61,11 @@ export interface ServedDevice {
   dmaChanged(dma: DmaTable): void | Promise<void>;
   reset(): void | Promise<void>;
   attached(session: Session): void;
+  /**
+   * The client reads no more and has not ended: what it has mapped may still be in use, and the session works but for messages.
+   * The session ends when this has settled.
+   */
+  unheard?(): Promise<void>;
   /** The client is gone, with a reason unless it left in an orderly way. The session's memory goes once this settles. */
   detached(error?: Error): void | Promise<void>;
 }

@@ -50,6 +50,8 @@ export class Server implements AsyncDisposable {
     else if (this.#waiting) this.#refuse(fd);
     else {
       const timer = setTimeout(() => {
+        // The first is on its way out: it is waited for.
+        if (this.#session?.isEnding) return;
         this.#waiting = undefined;
         this.#refuse(fd);
       }, GRACE_MS);

@@ -59,6 +59,11 @@ export class ServerSession implements Disposable {
     return this.#context.dma;
   }
 
+  /** Its connection is over, and the device has not let go yet. */
+  get isEnding(): boolean {
+    return this.#socket.closed;
+  }
+
   close(error?: Error): void {
     this.#socket.close(error);
   }
@@ -71,6 +76,8 @@ export class ServerSession implements Disposable {
     const { device, irqs, dma } = this.#context;
     // vfio-user, "Client Disconnection": memory is unmapped and eventfds are closed, the device keeps its state.
     try {
+      // QEMU does so after an answer that came later than its x-msg-timeout.
+      if ((error as { code?: string } | undefined)?.code === 'ESHUTDOWN') await device.unheard?.();
       irqs.clearAll();
       await device.detached(error);
     } catch (failure) {
