@@ -47,6 +47,8 @@ export interface FunctionOwner {
   driverOk(features: bigint): void;
   /** The driver reset the device, or went away: it has no peer memory any more that it may touch. */
   driverGone(): void;
+  /** The driver has to let go of the peer; resolves when it has, or is late. It can be sent messages for the last time. */
+  driverUnheard?(): Promise<void>;
   /** The receiver has closed its connection. */
   receiverGone?(): void;
   message(message: Message): void;
@@ -62,6 +64,9 @@ const LAYOUT: RegisterLayout = {
   notify: { offset: REGISTER_BLOCK.notify, length: BLOCK_SIZE, multiplier: NOTIFY_MULTIPLIER },
   peerNotify: { offset: REGISTER_BLOCK.peerNotify, length: BLOCK_SIZE, multiplier: NOTIFY_MULTIPLIER },
 };
+
+/** How often the control queues are looked at when the driver's notifications do not arrive. */
+const UNHEARD_POLL_MS = 10;
 
 const CONTROL = { receive: QUEUE.CONTROL_RECEIVE, transmit: QUEUE.CONTROL_TRANSMIT } as const;
 
@@ -196,6 +201,20 @@ export class PciFunction implements ServedDevice, AsyncDisposable {
   attached(session: Session): void {
     this.#session = session;
     this.reset();
+  }
+
+  /** Memory and interrupts are shared still, and suffice for a last word with the driver. */
+  async unheard(): Promise<void> {
+    if (!this.#driver) return;
+    const poll = setInterval(() => {
+      this.#control.notified('receive');
+      this.#control.notified('transmit');
+    }, UNHEARD_POLL_MS);
+    try {
+      await this.#owner.driverUnheard?.();
+    } finally {
+      clearInterval(poll);
+    }
   }
 
   detached(error?: Error): void {

@@ -110,6 +110,14 @@ export class Link {
     return this.phase === 'off' || this.#off();
   }
 
+  /** Asks the driver to let go and leaves it at that, until another driver comes. Resolves to false when it is late. */
+  async dismiss(limitMs: number): Promise<boolean> {
+    this.#driverReady = false;
+    this.update();
+    if (this.phase === 'off') return true;
+    return !(await late(new Promise<void>((resolve) => this.#waiters.push(resolve)), limitMs));
+  }
+
   /** Resolves when the link is off, or the driver is late: it is waited for once, not for each ring again. */
   async #off(): Promise<boolean> {
     const off = new Promise<void>((resolve) => this.#waiters.push(resolve));

@@ -40,6 +40,8 @@ const GRACE_MS = 300;
 const MEMORY_FACTOR = 4;
 /** How long a peer with other memory is kept waiting until the receiving VM has let go of the former's. */
 const UNPLUG_LIMIT_MS = 10_000;
+/** How long a driver may take to let go when it cannot be heard: its processors may wait for answers of ours (QEMU: 5 s). */
+const UNHEARD_LIMIT_MS = 15_000;
 /** The same when this process ends. */
 const LAST_UNPLUG_LIMIT_MS = 5000;
 
@@ -305,6 +307,17 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
   driverGone(): void {
     this.link.driverGone();
     if (!this.#replacing) this.#refusePeers();
+  }
+
+  /** Between the end of the peer's connection and its link going down, QEMU serves the rings itself: nobody else may. */
+  async driverUnheard(): Promise<void> {
+    this.log.warn(
+      'the receiver reads no answers any more: QEMU gives a request up after its x-msg-timeout, and the connection with it. The driver is asked to let go; the receiving VM has to be started again, or the device plugged in anew',
+    );
+    if (!(await this.link.dismiss(UNHEARD_LIMIT_MS)))
+      this.log.error(
+        'the driver has not let go of the peer, which is disconnected all the same: its rings may be broken until its network device is reset',
+      );
   }
 
   receiverGone(): void {

@@ -107,6 +107,29 @@ describe('the link', () => {
     expect(b.trace.at(-1)).toBe('> mem-info-bar');
   });
 
+  it('waits for the last word of a driver that is dismissed, and serves the next driver', async () => {
+    const b = new Bench();
+    expect(await b.link.dismiss(1000)).toBe(true);
+    await b.turnOn(peer(0n));
+    const done = b.link.dismiss(1000);
+    expect(b.link.driverReady).toBe(false);
+    const left = virtqs(0n, 1).map((q) => ({ ...q, next_avail: 77 }));
+    b.link.message({ kind: 'virtq-info', virtqs: left });
+    b.link.message(OFF);
+    expect(await done).toBe(true);
+    expect(b.stoppedAt).toEqual(left);
+    b.link.changed();
+    await b.settle();
+    expect(b.trace).toEqual(['> connection off', 'stopped']);
+    b.link.driverGone();
+    await b.turnOn(peer(0n));
+
+    const late = b.link.dismiss(1000);
+    await vi.advanceTimersByTimeAsync(1001);
+    expect(await late).toBe(false);
+    expect(b.link.phase).toBe('stopping');
+  });
+
   it('takes a sooner change before a later one', async () => {
     const b = new Bench();
     b.link.driverOk();
