@@ -30,7 +30,8 @@ const STALLED_PAUSE = 3;
 const ALIVE_OFFSET = 8;
 const ALL_ONES = 0xffff_ffff;
 const NO_ANSWER =
-  'it does not answer: the device process has ended, and the device has to be plugged in anew';
+  'it does not answer: the device process has ended, or was stopped for longer than QEMU waits (x-msg-timeout); ' +
+  'the device has to be plugged in anew, or this VM started again';
 
 export class VfioDevice implements PciHandle {
   readonly name: string;
