@@ -2,13 +2,12 @@
  * Conditions that users have: a stock guest with memory on both sides of the PCI hole, one whose memory is huge pages, and
  * one with four queue pairs on two workers, by every way of waiting. The driver runs on the host.
  */
-import { spawnSync } from 'node:child_process';
-import { closeSync, openSync, readFileSync, readSync, statfsSync, writeFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { run } from '../support/process.js';
+import { fileHas, hugeFolder, roomFor } from '../support/memory-file.js';
 import type { Guest } from '../support/qemu.js';
 import type { Driver } from '../support/rig.js';
-import { type Availability, need, Scope } from '../support/scope.js';
+import { need, Scope } from '../support/scope.js';
 import { TAP_IP, VmPeer } from '../support/vm-peer.js';
 
 const GIB = 1024 ** 3;
@@ -26,25 +25,9 @@ async function transfers(vm: VmPeer, guest: Guest, mib: number): Promise<void> {
   expect(toGuest[1]).toBe(toGuest[0]);
 }
 
-/** Whether `bytes` are in a file at `from` or behind. */
-function fileHas(path: string, bytes: Buffer, from: number): boolean {
-  const chunk = Buffer.alloc(4 << 20);
-  const fd = openSync(path, 'r');
-  try {
-    for (let at = from; ; at += chunk.length - bytes.length) {
-      const got = readSync(fd, chunk, 0, chunk.length, at);
-      if (chunk.subarray(0, got).includes(bytes)) return true;
-      if (got < chunk.length) return false;
-    }
-  } finally {
-    closeSync(fd);
-  }
-}
-
 describe('a stock guest of 4 GiB', () => {
   it('has its packets in memory above 4 GiB, and moves 10 MiB by TCP each way unaltered', async (context) => {
-    const { bsize, bavail } = statfsSync('/dev/shm');
-    if (bsize * bavail < 5 * GIB) context.skip('/dev/shm has less than 5 GiB');
+    need(context, roomFor(5));
     const vm = await VmPeer.create(context, scope, { mib: 4096 });
     const device = await vm.startDevice();
     const net = vm.startNet();
@@ -66,33 +49,10 @@ describe('a stock guest of 4 GiB', () => {
   });
 });
 
-/** A folder on hugetlbfs with `mib` of 2 MiB pages reserved for it; both go with the scope. */
-async function hugeFolder(mib: number): Promise<Availability<string>> {
-  const reservation = '/sys/kernel/mm/hugepages/hugepages-2048kB';
-  const read = (name: string): number => Number(readFileSync(`${reservation}/${name}`, 'utf8'));
-  const reserve = (pages: number): void => writeFileSync(`${reservation}/nr_hugepages`, String(pages));
-  try {
-    const before = read('nr_hugepages');
-    scope.defer(() => reserve(before));
-    reserve(before + mib / 2);
-    if (read('nr_hugepages') < before + mib / 2)
-      return { missing: `the kernel has no ${mib} MiB of huge pages` };
-  } catch (error) {
-    return { missing: `huge pages cannot be reserved: ${(error as Error).message}` };
-  }
-  const folder = scope.folder();
-  const mounted = spawnSync('mount', ['-t', 'hugetlbfs', '-o', 'pagesize=2M', 'none', folder], {
-    encoding: 'utf8',
-  });
-  if (mounted.status !== 0) return { missing: `hugetlbfs cannot be mounted: ${mounted.stderr}` };
-  scope.defer(async () => void (await run('umount', ['-l', folder])));
-  return { ok: folder };
-}
-
 describe('a stock guest whose memory is huge pages', () => {
   it('pings and is pinged, and moves files by TCP each way', async (context) => {
     const mib = 256;
-    const folder = need(context, await hugeFolder(mib));
+    const folder = need(context, await hugeFolder(scope, mib));
     const vm = await VmPeer.create(context, scope, { mib, folder });
     await vm.startDevice();
     const net = vm.startNet();

@@ -2,26 +2,10 @@
  * The driver in a receiving VM, on kernel VFIO, against a stock guest in another VM: nothing of either QEMU and neither
  * kernel is ours. The receiving VM is 10.0.0.1, the peer 10.0.0.2.
  */
-import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import type { Child } from '../support/process.js';
-import { Guest } from '../support/qemu.js';
-import {
-  GuestDriver,
-  guestVhostPci,
-  type ReceiverOptions,
-  type ReceiverProgram,
-  receiverAddress,
-  receiverProgram,
-  startReceiver,
-} from '../support/receiver-guest.js';
-import { type DeviceOptions, Rig } from '../support/rig.js';
-import { need, Scope } from '../support/scope.js';
-
-const PEER_MIB = 256;
-const RECEIVER_IP = '10.0.0.1';
-const PEER_IP = '10.0.0.2';
-const BOOT_MS = 120_000;
+import { guestVhostPci, receiverAddress } from '../support/receiver-guest.js';
+import { Scope } from '../support/scope.js';
+import { BOOT_MS, TwoVms } from '../support/two-vms.js';
 
 let scope: Scope;
 beforeEach(() => {
@@ -29,87 +13,9 @@ beforeEach(() => {
 });
 afterEach((context) => scope.end(context));
 
-/** Device process in window mode, receiving VM, peer VM. */
-class TwoVms {
-  readonly rig: Rig;
-  readonly program: ReceiverProgram;
-  readonly window: { readonly file: string; readonly mib: number };
-  device!: Child;
-  receiver!: Guest;
-
-  private constructor(program: ReceiverProgram) {
-    this.program = program;
-    this.rig = new Rig(scope);
-    this.window = { file: join(scope.folder('/dev/shm'), 'peer'), mib: PEER_MIB };
-  }
-
-  static async create(
-    context: { skip: (note?: string) => never },
-    device: DeviceOptions,
-    receiver: Partial<ReceiverOptions>,
-  ): Promise<TwoVms> {
-    const vms = new TwoVms(need(context, await receiverProgram()));
-    vms.device = await vms.rig.device({ window: vms.window, ...device });
-    await vms.startReceiver(receiver);
-    return vms;
-  }
-
-  async startReceiver(options: Partial<ReceiverOptions>): Promise<void> {
-    this.receiver = await startReceiver(scope, this.program, { vfioUser: [this.rig.vfioUser], ...options });
-    await this.receiver.ready(BOOT_MS);
-  }
-
-  startPeer(): Promise<Guest> {
-    return Guest.start(scope, this.program.peer, {
-      memory: { kind: 'window', ...this.window },
-      vhostUser: this.rig.vhostUser,
-      ip: `${PEER_IP}/24`,
-    });
-  }
-
-  async startNet(address: string, args = ''): Promise<GuestDriver> {
-    const net = await GuestDriver.start(
-      this.receiver,
-      `${address} --tap vp0 --address ${RECEIVER_IP}/24 ${args}`,
-    );
-    scope.onFailure(() => net.last);
-    return net;
-  }
-
-  async bind(address: string): Promise<void> {
-    const bound = await guestVhostPci(this.receiver, `bind ${address}`);
-    expect(bound).toEqual({ output: `${address} is now bound to vfio-pci`, status: 0 });
-  }
-
-  /** Both ways; every packet has to come back. */
-  async ping(peer: Guest): Promise<void> {
-    await peer.ok(`ping -c 1 -w 20 ${RECEIVER_IP}`);
-    for (const [from, to] of [
-      [peer, RECEIVER_IP],
-      [this.receiver, PEER_IP],
-    ] as const)
-      expect(await from.ok(`ping -c 3 -i 0.2 -W 5 ${to}`)).toMatch(/ 0% packet loss/);
-  }
-
-  /** A file of random bytes each way by TCP. */
-  async transfer(peer: Guest, mib: number): Promise<void> {
-    for (const [from, to, address] of [
-      [peer, this.receiver, PEER_IP],
-      [this.receiver, peer, RECEIVER_IP],
-    ] as const) {
-      await from.ok(`mkdir -p /tmp/www && head -c ${mib << 20} /dev/urandom >/tmp/www/file`);
-      await from.ok('httpd -p 80 -h /tmp/www');
-      const sent = (await from.ok('sha256sum /tmp/www/file')).slice(0, 64);
-      const got = await to.ok(`wget -q -T 60 -O - http://${address}/file | sha256sum`, 60_000);
-      expect(got.slice(0, 64)).toBe(sent);
-      await from.ok('killall httpd; rm -r /tmp/www');
-    }
-  }
-}
-
 describe('a receiving VM with intel-iommu and MSI-X', () => {
   it('serves a stock peer that comes, is killed and comes back, and ends in order', async (context) => {
-    const vms = await TwoVms.create(context, {}, {});
+    const vms = await TwoVms.create(context, scope);
     const address = receiverAddress();
 
     // What is wrong is told in words, before anything is opened.
@@ -162,7 +68,7 @@ describe('a receiving VM with virtio-iommu and MSI', () => {
 
   it('serves a stock peer in interrupt mode with a single vector, and survives its own end', async (context) => {
     const receiver = { iommu: 'virtio' } as const;
-    const vms = await TwoVms.create(context, { interrupts: 'msi' }, receiver);
+    const vms = await TwoVms.create(context, scope, { device: { interrupts: 'msi' }, receiver });
     const address = receiverAddress();
     await vms.bind(address);
 
@@ -190,7 +96,7 @@ describe('a receiving VM with virtio-iommu and MSI', () => {
     // The whole receiving VM is killed: the peer goes on, and another receiving VM takes its place.
     await vms.receiver.child.kill();
     await peer.carrier(false);
-    await vms.startReceiver(receiver);
+    await vms.startReceiver();
     await vms.receiver.ok(ALLOW);
     await vms.bind(address);
     const third = await vms.startNet(address, '--poll');
@@ -203,7 +109,7 @@ describe('a receiving VM with virtio-iommu and MSI', () => {
 
 describe('a receiving VM without an IOMMU', () => {
   it('is told what gives it one', async (context) => {
-    const vms = await TwoVms.create(context, {}, { iommu: 'none' });
+    const vms = await TwoVms.create(context, scope, { receiver: { iommu: 'none' } });
     const bound = await guestVhostPci(vms.receiver, `bind ${receiverAddress()}`);
     expect(bound.status).toBe(2);
     expect(bound.output).toMatch(/intel-iommu.*intel_iommu=on.*virtio-iommu-pci/);
@@ -215,14 +121,17 @@ describe('a receiving VM without an IOMMU', () => {
 describe('a receiving VM whose device is hot-plugged', () => {
   it('takes the device up when it comes, lets go of it when it is unplugged or dead', async (context) => {
     const device = { interrupts: 'msi' } as const;
-    const vms = await TwoVms.create(context, device, {
-      vfioUser: [],
-      extra: [
-        '-device',
-        'pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1,pref64-reserve=1G',
-        '-cpu',
-        'max,vendor=GenuineIntel',
-      ],
+    const vms = await TwoVms.create(context, scope, {
+      device,
+      receiver: {
+        vfioUser: [],
+        extra: [
+          '-device',
+          'pcie-root-port,id=port0,bus=pcie.0,chassis=1,slot=1,pref64-reserve=1G',
+          '-cpu',
+          'max,vendor=GenuineIntel',
+        ],
+      },
     });
     const { receiver } = vms;
     const net = await vms.startNet('01:00.0');
@@ -257,7 +166,7 @@ describe('a receiving VM whose device is hot-plugged', () => {
     await net.connection('on', 60_000, 3);
     await vms.device.kill();
     await net.connection('off', 30_000, 3);
-    vms.device = await vms.rig.device({ window: vms.window, ...device });
+    await vms.startDevice();
     // Linux waits a minute for a dead function before it lets go of it (pci_dev_wait).
     await unplug(150_000);
     await plug();

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds what the receiving guest adds to the image of build.sh, and prints three lines: the path of the kernel, of the
-# initramfs (build.sh's, this package as it is built now with the packages that it needs, more modules, receiver-init)
+# initramfs (build.sh's, this package as it is built now with the packages that it needs, more modules, receiver-init and -start)
 # and of the disk (this machine's node with its libraries, an ext4 file system). Both are built anew only when one of
 # their inputs has changed. Exit status 3: it cannot be had on this machine; the last line on stderr says why.
 set -euo pipefail
@@ -71,6 +71,7 @@ done
 printf '#!/bin/sh\nexec node /opt/vhost-pci/dist/cli/main.js "$@"\n' >"$work/root/usr/bin/vhost-pci"
 chmod 755 "$work/root/usr/bin/vhost-pci"
 install -m 755 "$here/receiver-init" "$work/root/receiver-init"
+install -m 755 "$here/receiver-start" "$work/root/start"
 
 # As build.sh does it: dependencies come before what needs them.
 closure() {
