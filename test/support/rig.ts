@@ -1,5 +1,5 @@
 /** Our two commands as processes, joined by their sockets in one folder, for tests against real peers. */
-import { existsSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Netns } from './netns.js';
 import { type Child, type NetEvent, type StartOptions, start, vhostPci, vhostPciArgv } from './process.js';
@@ -14,6 +14,12 @@ export interface DeviceOptions extends StartOptions {
   readonly interrupts?: 'msix' | 'msi';
   /** Adopt mode: the VM that the device is plugged into. */
   readonly receiver?: { readonly qmp: string; readonly bus: string };
+}
+
+/** Tells a file from another that has taken its place. */
+function identity(path: string): string | undefined {
+  const stats = statSync(path, { bigint: true, throwIfNoEntry: false });
+  return stats && `${stats.ino} ${stats.ctimeNs}`;
 }
 
 export class Rig {
@@ -45,9 +51,15 @@ export class Rig {
       'debug',
     ];
     const fds = vhostUserFd === undefined ? [] : [vhostUserFd];
+    // One that was killed leaves its socket behind.
+    const left = identity(this.vhostUser);
     const device = vhostPci(this.#scope, args, { ...rest, fds });
     if (vhostUserFd === undefined)
-      await device.until('its vhost-user socket', 10_000, () => existsSync(this.vhostUser));
+      await device.until(
+        'its vhost-user socket',
+        30_000,
+        () => ![undefined, left].includes(identity(this.vhostUser)),
+      );
     return device;
   }
 
