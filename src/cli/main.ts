@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 /** The program `vhost-pci`: picks the command, and turns errors into one line and an exit status. */
+import { readFileSync } from 'node:fs';
 import { errorText, usageError, VhostPciError } from '../util/errors.js';
 
 interface Command {
@@ -41,7 +42,7 @@ function help(): string {
 
 ${rows.join('\n')}
 
-"vhost-pci COMMAND --help" tells a command's options.
+"vhost-pci COMMAND --help" tells a command's options, "vhost-pci --version" the version.
 `;
 }
 
@@ -51,6 +52,11 @@ async function main(args: readonly string[]): Promise<number> {
     throw usageError(`COMMAND is missing: ${Object.keys(COMMANDS).join(', ')}; see "vhost-pci --help"`);
   if (name === '--help' || name === '-h' || name === 'help') {
     process.stdout.write(help());
+    return 0;
+  }
+  if (name === '--version') {
+    const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
+    process.stdout.write(`vhost-pci ${version}\n`);
     return 0;
   }
   const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;

@@ -18,8 +18,10 @@ export function parseOptions(command: string, args: readonly string[], options: 
   try {
     parsed = parseArgs({ args: [...args], options, allowPositionals: true, strict: true, tokens: true });
   } catch (error) {
-    const text = (error as Error).message.split('\n')[0]?.split('. ')[0];
-    throw usageError(`${text}; ${hint}`);
+    const [line = ''] = (error as Error).message.split('\n');
+    // A value that begins with a dash, such as -3: node:util would have it written as --option=-3.
+    const [, ambiguous] = /^Option '(\S+)' argument is ambiguous/.exec(line) ?? [];
+    throw usageError(ambiguous ? `${ambiguous} lacks its value; ${hint}` : `${line.split('. ')[0]}; ${hint}`);
   }
   const seen = new Set<string>();
   for (const token of parsed.tokens ?? []) {

@@ -1,6 +1,6 @@
 /** The commands as a user meets them: help, mistakes told in one line with exit status 2, and the back-end conventions. */
 import { spawnSync } from 'node:child_process';
-import { closeSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -75,6 +75,9 @@ describe('help', () => {
       ['help'],
       ['device', '--help'],
       ['net', '-h'],
+      ['status', '--help'],
+      ['bind', '--help'],
+      ['unbind', '--help'],
       ['backend-json', '--help'],
     ]) {
       const child = await ended(args);
@@ -82,6 +85,14 @@ describe('help', () => {
       expect(child.stdout[0]).toMatch(/^Usage: vhost-pci/);
       expect(Math.max(...child.stdout.map((l) => l.length))).toBeLessThanOrEqual(120);
     }
+  });
+});
+
+describe('--version', () => {
+  it('is that of the package', LIMIT, async () => {
+    const child = await ended(['--version']);
+    const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
+    expect([child.exit?.code, child.stdout]).toEqual([0, [`vhost-pci ${version}`]]);
   });
 });
 

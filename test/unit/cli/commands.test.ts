@@ -3,8 +3,10 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { backendJsonCommand } from '../../../src/cli/backend-json.js';
+import { bindCommand, unbindCommand } from '../../../src/cli/bind.js';
 import { deviceCommand } from '../../../src/cli/device.js';
 import { netCommand } from '../../../src/cli/net.js';
+import { statusCommand } from '../../../src/cli/status.js';
 import { native } from '../../../src/sys/native.js';
 import { VhostPciError } from '../../../src/util/errors.js';
 import { Scope, until } from '../../support/scope.js';
@@ -27,7 +29,14 @@ afterEach(async (context) => {
   await until('nothing is left', 2000, () => openFds() <= fds && native.mappingCount() <= mappings);
 });
 
-const COMMANDS = { device: deviceCommand, net: netCommand, 'backend-json': backendJsonCommand };
+const COMMANDS = {
+  device: deviceCommand,
+  net: netCommand,
+  status: statusCommand,
+  bind: bindCommand,
+  unbind: unbindCommand,
+  'backend-json': backendJsonCommand,
+};
 
 /** Each line is a command, with @ for a folder of its own; the pattern is for what is told. */
 async function refused(cases: readonly (readonly [string, RegExp])[]): Promise<void> {
@@ -96,6 +105,7 @@ describe('a mistake', () => {
       [`${net} --poll --adaptive`, /exclude each other/],
       [`${net} --source 13`, /from 14 to 65535/],
       [`${net} --source`, /see "vhost-pci net --help"/],
+      [`${net} --source -3`, /--source lacks its value; see/],
       [`${net} --tap a/b`, /is no interface name/],
       [`${net} --workers 0`, /--workers 0/],
       [`${net} --cpu x`, /CPU numbers such as 0,2-3/],
@@ -111,6 +121,17 @@ describe('a mistake', () => {
       [`${net} --connect vfio-user:@/file`, /is not a socket/],
       [`${net} --connect vfio-user:@/c --mtu 1400`, /belong to a TAP interface/],
       [`${net} --connect vfio-user:@/c --cpu 4095`, /CPU 4095 cannot run a worker/],
+    ]);
+  });
+
+  it('in those of status, bind and unbind too', async () => {
+    await refused([
+      ['status extra', /"extra" is not an option/],
+      ['status --pci-id 1af4', /VVVV:DDDD in hexadecimal/],
+      ['bind', /ADDRESS is missing/],
+      ['bind 01:00', /"01:00" is no PCI address/],
+      ['unbind', /ADDRESS is missing/],
+      ['unbind 01:00.0 --force', /see "vhost-pci unbind --help"/],
     ]);
   });
 
