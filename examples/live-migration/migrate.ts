@@ -15,16 +15,28 @@ import { endStream, type StreamResult } from './stream.js';
 /** Datagrams a second. */
 const STREAM_RATE = 2000;
 
-const { values } = parseArgs({
-  options: { json: { type: 'boolean' }, seconds: { type: 'string' }, help: { type: 'boolean' } },
-});
-const seconds = Number(values.seconds ?? 3);
-if (values.help || !(seconds > 0 && seconds <= 3600)) {
+function usage(status: number, mistake?: unknown): never {
+  if (mistake instanceof Error) console.error(mistake.message.split('\n')[0]);
   console.error(
     'Usage: npm run demo:migrate [-- --json] [-- --seconds N]   (seconds of traffic before and after, 1 to 3600)',
   );
-  process.exit(values.help ? 0 : 2);
+  process.exit(status);
 }
+
+function options() {
+  try {
+    return parseArgs({
+      options: { json: { type: 'boolean' }, seconds: { type: 'string' }, help: { type: 'boolean' } },
+    }).values;
+  } catch (error) {
+    return usage(2, error);
+  }
+}
+
+const values = options();
+const seconds = Number(values.seconds ?? 3);
+if (values.help) usage(0);
+if (!(seconds > 0 && seconds <= 3600)) usage(2);
 /** What a person reads. With --json, stdout belongs to the one object at the end. */
 const say = (line: string): void => void (values.json ? process.stderr : process.stdout).write(`${line}\n`);
 

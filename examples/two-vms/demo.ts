@@ -18,11 +18,22 @@ import { type End, type Ping, ping, type Tcp, tcp } from './traffic.js';
 const PINGS = 5;
 const TCP_MIB = 16;
 
-const { values } = parseArgs({ options: { json: { type: 'boolean' }, help: { type: 'boolean' } } });
-if (values.help) {
+function usage(status: number, mistake?: unknown): never {
+  if (mistake instanceof Error) console.error(mistake.message.split('\n')[0]);
   console.error('Usage: npm run demo:vms [-- --json]   (--json: one object on stdout, the rest on stderr)');
-  process.exit(0);
+  process.exit(status);
 }
+
+function options() {
+  try {
+    return parseArgs({ options: { json: { type: 'boolean' }, help: { type: 'boolean' } } }).values;
+  } catch (error) {
+    return usage(2, error);
+  }
+}
+
+const values = options();
+if (values.help) usage(0);
 const run = new Run();
 /** What a person reads. With --json, stdout belongs to the one object at the end. */
 const say = (line: string): void => {
