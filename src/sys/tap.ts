@@ -17,6 +17,7 @@ const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
 const SIOCSIFADDR = 0x8916;
 const SIOCSIFNETMASK = 0x891c;
+const SIOCGIFMTU = 0x8921;
 const SIOCSIFMTU = 0x8922;
 const SIOCSIFHWADDR = 0x8924;
 const SIOCGIFINDEX = 0x8933;
@@ -127,28 +128,32 @@ export class Tap implements Disposable {
       type: ARPHRD_ETHER,
       mac: Buffer.from(mac),
     });
-    control(SIOCSIFHWADDR, request, `set MAC address of ${this.name}`);
+    const text = [...mac].map((byte) => byte.toString(16).padStart(2, '0')).join(':');
+    control(SIOCSIFHWADDR, request, `ip link set ${this.name} address ${text}`);
   }
 
+  /** What is as it should be is left alone here and below: only root may change it, and may have done so already. */
   setMtu(mtu: number): void {
-    control(SIOCSIFMTU, ifreqMtu.encode({ name: nameField(this.name), mtu }), `set MTU of ${this.name}`);
+    const request = ifreqMtu.encode({ name: nameField(this.name) });
+    control(SIOCGIFMTU, request, `ip link show ${this.name}`);
+    if (ifreqMtu.decode(request).mtu === mtu) return;
+    const wanted = ifreqMtu.encode({ name: nameField(this.name), mtu });
+    control(SIOCSIFMTU, wanted, `ip link set ${this.name} mtu ${mtu}`);
   }
 
   setUp(): void {
     const request = ifreqFlags.encode({ name: nameField(this.name) });
-    control(SIOCGIFFLAGS, request, `read flags of ${this.name}`);
+    control(SIOCGIFFLAGS, request, `ip link show ${this.name}`);
     const { flags } = ifreqFlags.decode(request);
-    control(
-      SIOCSIFFLAGS,
-      ifreqFlags.encode({ name: nameField(this.name), flags: flags | IFF_UP }),
-      `bring ${this.name} up`,
-    );
+    if (flags & IFF_UP) return;
+    const wanted = ifreqFlags.encode({ name: nameField(this.name), flags: flags | IFF_UP });
+    control(SIOCSIFFLAGS, wanted, `ip link set ${this.name} up`);
   }
 
   /** Sets the IPv4 address, instead of the one that it has, or adds an IPv6 address. */
   setAddress({ family, address, prefix }: InterfaceAddress): void {
     const name = nameField(this.name);
-    const what = `give ${this.name} the address ${address}/${prefix}`;
+    const what = `ip addr add ${address}/${prefix} dev ${this.name}`;
     if (family === 4) {
       const request = (bytes: Buffer): Buffer =>
         ifreqAddress.encode({ name, family: AF_INET, address: bytes });
@@ -157,7 +162,7 @@ export class Tap implements Disposable {
       return;
     }
     const request = ifreqIndex.encode({ name });
-    control(SIOCGIFINDEX, request, `read the index of ${this.name}`);
+    control(SIOCGIFINDEX, request, `ip link show ${this.name}`);
     const { index } = ifreqIndex.decode(request);
     try {
       control(SIOCSIFADDR, in6Ifreq.encode({ address: ipv6Bytes(address), prefix, index }), what, 'inet6');
@@ -189,11 +194,25 @@ function open(name: string, extra: number): number {
   }
 }
 
-/** An ioctl on a socket: interface requests go to any, those for an address to one of its family. */
-function control(request: number, argument: Buffer, what: string, family: 'inet' | 'inet6' = 'inet'): void {
+/**
+ * An ioctl on a socket: interface requests go to any, those for an address to one of its family. `command` does the same;
+ * errors name it.
+ */
+function control(
+  request: number,
+  argument: Buffer,
+  command: string,
+  family: 'inet' | 'inet6' = 'inet',
+): void {
   const fd = datagramSocket(family);
   try {
-    ioctl(fd, request, argument, what);
+    ioctl(fd, request, argument, command);
+  } catch (error) {
+    if ((error as VhostPciError).code !== 'EPERM') throw error;
+    const instead = command.startsWith('ip addr') ? ', and leave out the address' : '';
+    throw usageError(`only root may do "${command}": run as root, or have that done before${instead}`, {
+      cause: error,
+    });
   } finally {
     closeSync(fd);
   }
@@ -232,7 +251,7 @@ function explain(name: string, error: unknown): VhostPciError {
   const code = (error as { code?: string }).code;
   const why: Record<string, string> = {
     ENOENT: '/dev/net/tun does not exist: load the module tun',
-    EPERM: `not permitted: run as root, or have it made by "ip tuntap add ${name} mode tap user …"`,
+    EPERM: `not permitted: run as root, or have it made by "ip tuntap add ${name} mode tap multi_queue vnet_hdr user …"`,
     EACCES: 'no permission for /dev/net/tun: run as root',
     EBUSY: 'another process has it',
     EINVAL: 'it exists and is not a TAP interface with vnet_hdr',

@@ -128,6 +128,47 @@ describe.skipIf(!mayUseTap)('a TAP port', () => {
     });
   });
 
+  it('of an unprivileged user needs an interface that root has made, and tells each step', async () => {
+    const nobody = 65_534;
+    const asNobody = (): unknown => {
+      process.seteuid!(nobody);
+      try {
+        return new TapPort(name);
+      } catch (error) {
+        return error;
+      } finally {
+        process.seteuid!(0);
+      }
+    };
+    const ip = (...args: string[]): void => void execFileSync('ip', args);
+    const told = (command: string): object => ({
+      scope: 'usage',
+      message: expect.stringContaining(command),
+    });
+
+    expect(asNobody()).toMatchObject(told(`ip tuntap add ${name} mode tap multi_queue vnet_hdr user`));
+    ip('tuntap', 'add', name, 'mode', 'tap', 'multi_queue', 'vnet_hdr', 'user', String(nobody));
+    try {
+      expect(asNobody()).toMatchObject(told(`"ip link set ${name} up"`));
+      ip('link', 'set', name, 'up');
+      const port = asNobody() as TapPort;
+      expect(port).toBeInstanceOf(TapPort);
+      process.seteuid!(nobody);
+      try {
+        port.peerOn({ features: bits(F.GUEST_CSUM, F.GUEST_TSO4), mtu: 1500, pairs: 2 });
+        expect(sys('carrier')).toBe('1');
+        expect(() => port.setMtu(1400)).toThrow(
+          expect.objectContaining(told(`"ip link set ${name} mtu 1400"`)),
+        );
+      } finally {
+        process.seteuid!(0);
+        await port[Symbol.asyncDispose]();
+      }
+    } finally {
+      ip('tuntap', 'del', name, 'mode', 'tap', 'multi_queue');
+    }
+  });
+
   it('refuses a name that no interface can have', () => {
     for (const wrong of ['', 'a/b', 'far-too-long-a-name', 'a b', '.', '..'])
       expect(() => new TapPort(wrong)).toThrow(expect.objectContaining({ scope: 'usage' }));
