@@ -4,7 +4,10 @@ import { pciAddress } from '../vfio/address.js';
 import { VFIO_DRIVER } from '../vfio/advice.js';
 import { bind, problemOf, unbind } from '../vfio/binding.js';
 import { PciSysfs } from '../vfio/sysfs.js';
-import { parseOptions } from './options.js';
+import { parseOptions, wholeNumber } from './options.js';
+
+/** The number after it means "no change" to chown(2). */
+const MOST_ID = 0xffff_fffe;
 
 const BIND_HELP = `Usage: vhost-pci bind ADDRESS... [OPTIONS]
 
@@ -13,6 +16,8 @@ drive them. Needs root, an IOMMU and the module vfio-pci. "vhost-pci status" lis
 
   ADDRESS    such as 0000:01:00.0 or 01:00.0
   --force    take a device away from the kernel driver that uses it
+  --uid UID  the user who may drive it, by number: becomes the owner of /dev/vfio/GROUP
+  --gid GID  the group of users who may
   --help     print this and end
 `;
 
@@ -27,6 +32,8 @@ Takes PCI devices from vfio-pci and lets the kernel give them to a driver of its
 export async function bindCommand(args: readonly string[]): Promise<number> {
   const { values, positionals } = parseOptions('bind', args, {
     force: { type: 'boolean' },
+    uid: { type: 'string' },
+    gid: { type: 'string' },
     help: { type: 'boolean', short: 'h' },
   });
   if (values.help) {
@@ -34,8 +41,10 @@ export async function bindCommand(args: readonly string[]): Promise<number> {
     return 0;
   }
   const sysfs = new PciSysfs();
+  const uid = wholeNumber(values, 'uid', 0, MOST_ID);
+  const gid = wholeNumber(values, 'gid', 0, MOST_ID);
   for (const address of addresses('bind', positionals)) {
-    const changed = await bind(sysfs, address, { force: values.force === true });
+    const changed = await bind(sysfs, address, { force: values.force === true, uid, gid });
     say(`${address} ${changed ? 'is now' : 'was already'} bound to ${VFIO_DRIVER}`);
     const facts = sysfs.facts(address);
     const problem = facts && problemOf(sysfs, facts);

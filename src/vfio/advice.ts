@@ -1,5 +1,6 @@
 /** Plain words for what can be missing before a function can be driven through VFIO: one line each, with what to do. */
 import { usageError, type VhostPciError } from '../util/errors.js';
+import type { LockedMemory } from './locked-memory.js';
 import type { PciFacts, PciSysfs } from './sysfs.js';
 
 /** Name of the kernel driver that hands a function to a user-space driver. */
@@ -24,6 +25,12 @@ export const noModule = (): VhostPciError =>
 
 export const noType1 = (): VhostPciError =>
   usageError('VFIO has no IOMMU driver: run "modprobe vfio_iommu_type1"');
+
+export const noGroupAccess = (group: number, cause: unknown): VhostPciError =>
+  usageError(
+    `no permission for /dev/vfio/${group}: run as root, or have root give the IOMMU group to this user with "vhost-pci bind --uid UID ADDRESS"`,
+    { cause },
+  );
 
 export const notBound = (facts: PciFacts): VhostPciError =>
   usageError(
@@ -60,11 +67,26 @@ export const groupBusy = (group: number, cause: unknown): VhostPciError =>
     cause,
   });
 
-export const lockedMemory = (bytes: number, cause: unknown): VhostPciError =>
-  usageError(
-    `the kernel does not lock ${bytes >> 10} KiB of memory for DMA: raise the limit ("ulimit -l", LimitMEMLOCK= of a systemd unit) or run as root`,
+/** The kernel has refused to lock `bytes` more for DMA. */
+export function lockedMemory(bytes: number, { limit, used }: LockedMemory, cause: unknown): VhostPciError {
+  if (limit === undefined || used + bytes <= limit)
+    return usageError(
+      `the kernel has no ${kib(bytes)} of memory to lock for DMA: free some, or give this machine more`,
+      {
+        cause,
+      },
+    );
+  const need = Math.ceil((used + bytes) / 1024);
+  return usageError(
+    `DMA needs ${kib(bytes)} of locked memory, and this process may lock ${kib(limit)}, of which it has ${kib(used)}: raise the limit ` +
+      `with "ulimit -l ${need}", LimitMEMLOCK=${need}K in a systemd unit or memlock in /etc/security/limits.conf, or run as root`,
     { cause },
   );
+}
+
+function kib(bytes: number): string {
+  return `${Math.floor(bytes / 1024)} KiB`;
+}
 
 export const unsafeInterrupts = (group: number, cause: unknown): VhostPciError =>
   usageError(

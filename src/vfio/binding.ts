@@ -10,12 +10,16 @@ import type { PciFacts, PciSysfs } from './sysfs.js';
 export interface BindOptions {
   /** Also take a function that a kernel driver uses. */
   readonly force?: boolean;
+  /** Who may open the IOMMU group from then on; without them, its owner stays. */
+  readonly uid?: number | undefined;
+  readonly gid?: number | undefined;
   /** How long the kernel may take to assign the BARs of a function that was just plugged in. Default 3000. */
   readonly settleMs?: number;
 }
 
 const SETTLE_MS = 3000;
 const SETTLE_POLL_MS = 100;
+const SYSFS = '/sys/bus/pci (driver_override, bind, unbind)';
 
 export interface DeviceStatus extends PciFacts {
   readonly bound: boolean;
@@ -51,7 +55,10 @@ export function problemOf(sysfs: PciSysfs, facts: PciFacts): VhostPciError | und
  */
 export async function bind(sysfs: PciSysfs, address: string, options: BindOptions = {}): Promise<boolean> {
   const facts = await settled(sysfs, address, options.settleMs ?? SETTLE_MS);
-  if (facts.driver === advice.VFIO_DRIVER) return false;
+  if (facts.driver === advice.VFIO_DRIVER) {
+    giveGroup(sysfs, facts, options);
+    return false;
+  }
   if (facts.group === undefined) throw advice.noIommu(address);
   if (!sysfs.hasDriver(advice.VFIO_DRIVER)) throw advice.noModule();
   if (facts.unassignedBars.length > 0) throw advice.noBars(facts);
@@ -62,7 +69,7 @@ export async function bind(sysfs: PciSysfs, address: string, options: BindOption
       `${address} is used by the driver ${facts.driver}${use}; give --force to take it away from there`,
     );
   }
-  writing(address, () => {
+  writing(address, SYSFS, () => {
     sysfs.overrideDriver(address, advice.VFIO_DRIVER);
     if (facts.driver !== undefined) sysfs.unbind(address);
     sysfs.probe(address);
@@ -74,7 +81,13 @@ export async function bind(sysfs: PciSysfs, address: string, options: BindOption
       'EBIND',
       `${advice.VFIO_DRIVER} does not take ${address}; the kernel's log (dmesg) says why`,
     );
+  giveGroup(sysfs, facts, options);
   return true;
+}
+
+function giveGroup(sysfs: PciSysfs, { address, group }: PciFacts, { uid, gid }: BindOptions): void {
+  if (group === undefined || (uid === undefined && gid === undefined)) return;
+  writing(address, `/dev/vfio/${group}`, () => sysfs.chownGroup(group, uid, gid));
 }
 
 /** Takes the function from vfio-pci and gives it to the driver that the kernel has for it, if any. */
@@ -83,7 +96,7 @@ export function unbind(sysfs: PciSysfs, address: string): boolean {
   if (!facts) throw advice.notThere(address);
   if (facts.driver !== undefined && facts.driver !== advice.VFIO_DRIVER)
     throw usageError(`${address} is used by the driver ${facts.driver}, not by ${advice.VFIO_DRIVER}`);
-  writing(address, () => {
+  writing(address, SYSFS, () => {
     sysfs.overrideDriver(address, '');
     if (facts.driver !== undefined) sysfs.unbind(address);
     sysfs.probe(address);
@@ -101,14 +114,13 @@ async function settled(sysfs: PciSysfs, address: string, ms: number): Promise<Pc
   }
 }
 
-/** Runs writes to sysfs; says what it means when the kernel refuses them. */
-function writing(address: string, write: () => void): void {
+/** Runs changes to `what`; says what it means when the kernel refuses them. */
+function writing(address: string, what: string, write: () => void): void {
   try {
     write();
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
-    if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')
-      throw advice.noPermission('/sys/bus/pci (driver_override, bind, unbind)', cause);
+    if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS') throw advice.noPermission(what, cause);
     if (code === 'ENOENT') throw advice.notThere(address);
     throw new VhostPciError('device', code ?? 'EBIND', `${address}: ${(cause as Error).message}`, { cause });
   }

@@ -7,18 +7,20 @@ import { ioctl, ioctlNumber } from '../sys/ioctl.js';
 import { VhostPciError } from '../util/errors.js';
 import { DMA_MAP_FLAG, DmaMap, DmaUnmap, GROUP_FLAG, GroupStatus, VFIO } from './abi.js';
 import * as advice from './advice.js';
+import { lockedMemory } from './locked-memory.js';
 import type { PciSysfs } from './sysfs.js';
 
 const CONTAINER = '/dev/vfio/vfio';
 
-function open(path: string, missing: () => VhostPciError, busy: (cause: unknown) => VhostPciError): number {
+function open(path: string, group: number): number {
   try {
     return openSync(path, 'r+');
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
-    if (code === 'EACCES' || code === 'EPERM') throw advice.noPermission(path, cause);
-    if (code === 'EBUSY') throw busy(cause);
-    if (code === 'ENOENT' || code === 'ENODEV') throw missing();
+    if (code === 'EACCES' || code === 'EPERM')
+      throw path === CONTAINER ? advice.noPermission(path, cause) : advice.noGroupAccess(group, cause);
+    if (code === 'EBUSY') throw advice.groupBusy(group, cause);
+    if (code === 'ENOENT' || code === 'ENODEV') throw advice.noModule();
     throw new VhostPciError('device', code ?? 'EIO', `${path}: ${(cause as Error).message}`, { cause });
   }
 }
@@ -77,7 +79,7 @@ export class Container implements Disposable {
       ioctl(this.#fds[0]!, VFIO.IOMMU_MAP_DMA, map, `map ${size} bytes for DMA`);
     } catch (error) {
       // VFIO documentation: pinned pages count as locked memory of the process.
-      if ((error as VhostPciError).code === 'ENOMEM') throw advice.lockedMemory(size, error);
+      if ((error as VhostPciError).code === 'ENOMEM') throw advice.lockedMemory(size, lockedMemory(), error);
       throw error;
     }
   }
@@ -93,7 +95,7 @@ export class Container implements Disposable {
   }
 
   #open(path: string, group: number): number {
-    const fd = open(path, advice.noModule, (cause) => advice.groupBusy(group, cause));
+    const fd = open(path, group);
     this.#fds.push(fd);
     return fd;
   }

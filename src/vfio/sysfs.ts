@@ -1,8 +1,10 @@
 /**
- * PCI functions as sysfs shows them (Documentation/ABI/testing/sysfs-bus-pci). Reads, and writes what the kernel acts on.
- * Decides nothing.
+ * PCI functions as sysfs shows them (Documentation/ABI/testing/sysfs-bus-pci), and who owns their IOMMU groups. Reads, and
+ * writes what the kernel acts on. Decides nothing.
  */
 import {
+  chmodSync,
+  chownSync,
   closeSync,
   constants,
   openSync,
@@ -72,10 +74,12 @@ function listOf(path: string): string[] {
 
 export class PciSysfs {
   readonly #root: string;
+  readonly #dev: string;
 
-  /** Another root than `/sys` is for tests. */
-  constructor(root = '/sys') {
+  /** Other roots are for tests. */
+  constructor(root = '/sys', dev = '/dev') {
     this.#root = root;
+    this.#dev = dev;
   }
 
   #bus(...path: string[]): string {
@@ -149,6 +153,15 @@ export class PciSysfs {
   /** Takes the function from its driver. */
   unbind(address: string): void {
     this.write(join('devices', address, 'driver', 'unbind'), address);
+  }
+
+  /** Makes a user or a group of users the owner of an IOMMU group, which lets them open it. */
+  chownGroup(group: number, uid: number | undefined, gid: number | undefined): void {
+    const path = join(this.#dev, 'vfio', String(group));
+    const { uid: owner, gid: owners } = statSync(path);
+    chownSync(path, uid ?? owner, gid ?? owners);
+    // The kernel makes it for its owner alone.
+    if (gid !== undefined) chmodSync(path, 0o660);
   }
 
   /** Has the kernel look for a driver. */

@@ -130,6 +130,9 @@ describe('a mistake', () => {
       ['status --pci-id 1af4', /VVVV:DDDD in hexadecimal/],
       ['bind', /ADDRESS is missing/],
       ['bind 01:00', /"01:00" is no PCI address/],
+      ['bind 01:00.0 --uid root', /--uid root: a whole number/],
+      ['bind 01:00.0 --gid -1', /--gid lacks its value/],
+      ['bind 01:00.0 --uid 4294967295', /--uid 4294967295: a whole number from 0 to 4294967294/],
       ['unbind', /ADDRESS is missing/],
       ['unbind 01:00.0 --force', /see "vhost-pci unbind --help"/],
     ]);

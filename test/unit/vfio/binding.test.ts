@@ -1,3 +1,5 @@
+import { type Stats, statSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { bind, deviceStatus, problemOf, unbind } from '../../../src/vfio/binding.js';
 import { rejectionOf } from '../sys/helpers.js';
@@ -94,6 +96,24 @@ describe('bind', () => {
     const error = await rejectionOf(bind(bus, A, { settleMs: 0 }));
     expect(error).toMatchObject({ scope: 'usage' });
     expect(error.message).toMatch(/no place for BAR 2 .*pref64-reserve/);
+  });
+});
+
+describe('bind with an owner', () => {
+  // Root may give it to anybody, others to themselves.
+  const root = process.getuid!() === 0;
+  const user = root ? 12_345 : process.getuid!();
+  const users = root ? 12_346 : process.getgid!();
+  const group = (): Stats => statSync(join(bus.root, 'dev/vfio/2'));
+
+  it('gives the IOMMU group to a user, and lets a group of users in', async () => {
+    bus.add(A, { group: 2 });
+    const before = group().mode & 0o777;
+    expect(await bind(bus, A, { uid: user })).toBe(true);
+    expect([group().uid, group().mode & 0o777]).toEqual([user, before]);
+    // Bound already: the owner is what is new.
+    expect(await bind(bus, A, { uid: user, gid: users })).toBe(false);
+    expect([group().uid, group().gid, group().mode & 0o777]).toEqual([user, users, 0o660]);
   });
 });
 

@@ -38,7 +38,7 @@ export class FakeBus extends PciSysfs implements Disposable {
 
   constructor(drivers: readonly string[] = ['vfio-pci']) {
     const root = mkdtempSync(join(tmpdir(), 'vhost-pci-sysfs-'));
-    super(root);
+    super(root, join(root, 'dev'));
     this.root = root;
     mkdirSync(join(root, 'bus/pci/devices'), { recursive: true });
     for (const driver of drivers) mkdirSync(join(root, 'bus/pci/drivers', driver), { recursive: true });
@@ -62,6 +62,8 @@ export class FakeBus extends PciSysfs implements Disposable {
       const group = join(this.root, 'kernel/iommu_groups', String(f.group));
       mkdirSync(join(group, 'devices', address), { recursive: true });
       symlinkSync(group, join(folder, 'iommu_group'));
+      mkdirSync(join(this.root, 'dev/vfio'), { recursive: true });
+      writeFileSync(join(this.root, 'dev/vfio', String(f.group)), '', { mode: 0o600 });
     }
     for (const name of f.interfaces ?? []) {
       mkdirSync(join(folder, 'net', name), { recursive: true });
