@@ -1,6 +1,7 @@
 /**
- * The driver's interrupt vectors: MSI-X, MSI or INTx, whichever the device has, spread over the control queues and the
- * queue pairs. With a single vector everything shares it (D10): a signal is then passed on to all.
+ * The driver's interrupt vectors: MSI-X or MSI, whichever the device has, spread over the control queues and the queue
+ * pairs. With a single vector everything shares it (D10): a signal is then passed on to all. A device with INTx alone is
+ * polled: its vectors go without the ISR status, which INTx would have to be quieted by (VIRTIO 1.3, 4.1.4.5).
  */
 import { closeSync } from 'node:fs';
 import { IRQ, type PciHandle } from '../../pci/handle.js';
@@ -51,7 +52,7 @@ export class Interrupts implements AsyncDisposable {
 
   /** Takes as many vectors as the device has, up to one a pair and one for control. Calls `control` for the latter. */
   static async create(handle: PciHandle, pairs: number, control: () => void): Promise<Interrupts> {
-    for (const index of [IRQ.MSIX, IRQ.MSI, IRQ.INTX]) {
+    for (const index of [IRQ.MSIX, IRQ.MSI]) {
       const count = await handle.irqCount(index);
       if (count === 0) continue;
       const interrupts = new Interrupts(handle, index, count > pairs ? pairs + 1 : 1, pairs, control);
