@@ -48,7 +48,8 @@ function installPackages() {
   run(
     `installing npm packages (${why})…`,
     'npm',
-    ['ci', '--no-audit', '--no-fund'],
+    // `npm run -s` would silence its errors too.
+    ['ci', '--no-audit', '--no-fund', '--loglevel=error'],
     'npm needs its registry or a filled cache for this step.',
   );
 }

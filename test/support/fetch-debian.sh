@@ -111,8 +111,12 @@ run() {
 }
 : >"$log"
 
-# Package lists are taken anew for each set; a set that is complete never gets here.
-run apt-get update
+# Package lists are taken anew for each set; a set that is complete never gets here. By itself apt-get is content with
+# lists that it could not fetch.
+apt-get update -o APT::Update::Error-Mode=any >>"$log" 2>&1 </dev/null || {
+  grep -E '^(E|W|Err):?' "$log" | tail -3 >&2 || true
+  unavailable "$set_name: the package lists of $mirror cannot be fetched; is there a network? (${log##*/} in the cache folder)"
+}
 
 # Meta packages are replaced by what they stand for.
 if [ "$set_name" = kernel ]; then
