@@ -13,7 +13,7 @@ import { VFIO } from './abi.js';
 /** MSI-X, the largest, has 2048 vectors. */
 const MOST_VECTORS = 2048;
 
-/** The caller's eventfd for INTx, behind one of our own: the kernel masks INTx at each signal. */
+/** Stands before the caller's eventfd: the kernel masks INTx at each signal (linux/vfio.h, VFIO_IRQ_INFO_AUTOMASKED). */
 interface Intx {
   readonly fd: number;
   readonly watcher: Watcher;
@@ -87,16 +87,24 @@ export class VfioInterrupts implements Disposable {
     const watcher = native.watch(own, () => {
       if (native.eventfdTake(own) === 0) return;
       native.eventfdSignal(fd);
-      const unmask = IRQ_SET.DATA_NONE | IRQ_SET.UNMASK;
-      // In a later round of the event loop, after the owner of `fd` had its turn to quiet the device.
-      setImmediate(() => {
-        if (this.#set.has(IRQ.INTX)) this.#ioctl(IRQ.INTX, unmask, [], 1);
-      });
+      // The owner of `fd` quiets the device in the next round of the event loop; unmasked before that, the kernel would
+      // signal the same interrupt again. setImmediate runs at the end of a round.
+      setImmediate(() => setImmediate(() => this.#unmaskIntx(own)));
     });
     watcher.set({ readable: true });
     watcher.unref();
     this.#intx = { fd: own, watcher };
     return own;
+  }
+
+  /** Unless INTx was turned off or set anew in the meantime. */
+  #unmaskIntx(own: number): void {
+    if (this.#intx?.fd !== own || !this.#set.has(IRQ.INTX)) return;
+    try {
+      this.#ioctl(IRQ.INTX, IRQ_SET.DATA_NONE | IRQ_SET.UNMASK, [], 1);
+    } catch {
+      // The function is gone, and its interrupts with it; whoever watches it finds out.
+    }
   }
 
   #endIntx(): void {
