@@ -23,6 +23,12 @@ export const noIommu = (address: string): VhostPciError =>
 export const noModule = (): VhostPciError =>
   usageError('the module vfio-pci is not loaded: run "modprobe vfio-pci" (package linux-image)');
 
+/** The module is there: the function is bound. */
+export const noNode = (path: string): VhostPciError =>
+  usageError(
+    `${path} is not there: run "modprobe -a vfio vfio_iommu_type1"; in a container, /dev/vfio has to be handed in`,
+  );
+
 export const noType1 = (): VhostPciError =>
   usageError('VFIO has no IOMMU driver: run "modprobe vfio_iommu_type1"');
 

@@ -20,7 +20,7 @@ function open(path: string, group: number): number {
     if (code === 'EACCES' || code === 'EPERM')
       throw path === CONTAINER ? advice.noPermission(path, cause) : advice.noGroupAccess(group, cause);
     if (code === 'EBUSY') throw advice.groupBusy(group, cause);
-    if (code === 'ENOENT' || code === 'ENODEV') throw advice.noModule();
+    if (code === 'ENOENT' || code === 'ENODEV') throw advice.noNode(path);
     throw new VhostPciError('device', code ?? 'EIO', `${path}: ${(cause as Error).message}`, { cause });
   }
 }

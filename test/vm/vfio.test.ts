@@ -1,13 +1,17 @@
 /**
- * src/vfio by itself, in a receiving VM: what a vhost-pci device does not need (INTx) on a device of QEMU's that has it, and DMA
- * as the IOMMU lets it through.
+ * src/vfio by itself, in a receiving VM: what a vhost-pci device does not need (INTx) on a device of QEMU's that has it, DMA
+ * as the IOMMU lets it through, and the driver as a user without rights.
  */
 import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { NetPeer } from '../../src/virtio-net/peer.js';
+import { Traffic } from '../../src/virtio-net/traffic.js';
 import type { Guest } from '../support/qemu.js';
-import { guestVhostPci, receiverProgram, startReceiver } from '../support/receiver-guest.js';
-import { need, Scope } from '../support/scope.js';
+import { guestVhostPci, receiverAddress, receiverProgram, startReceiver } from '../support/receiver-guest.js';
+import { Rig } from '../support/rig.js';
+import { need, Scope, sleep, until } from '../support/scope.js';
 
 const BOOT_MS = 120_000;
 const RUN_MS = 100_000;
@@ -50,5 +54,88 @@ describe('kernel VFIO', () => {
       intxAgain: interrupts,
       dma: { back: true, untouched: true },
     });
+  });
+});
+
+describe('a driver without rights', { timeout: 300_000 }, () => {
+  const UID = 1000;
+  const STRANGER = 1001;
+
+  it('is told what it lacks, and works when root has given it the IOMMU group', async (context) => {
+    const program = need(context, await receiverProgram());
+    const rig = new Rig(scope);
+    const window = { file: join(scope.folder('/dev/shm'), 'peer'), mib: 64 };
+    await rig.device({ window });
+    const receiver = await startReceiver(scope, program, { vfioUser: [rig.vfioUser] });
+    await receiver.ready(BOOT_MS);
+    const address = receiverAddress();
+    const script = await install(receiver, 'as-user.mjs');
+    const asUser = (uid: number, args: string, before = ''): Promise<{ output: string; status: number }> =>
+      receiver.run(
+        `${before} node ${script} ${uid} ${args} >/tmp/out 2>&1; status=$?; cat /tmp/out; exit $status`,
+        60_000,
+      );
+
+    const refused = await asUser(UID, `bind ${address}`);
+    expect(refused).toMatchObject({
+      status: 2,
+      output: expect.stringMatching(/driver_override.*run as root/),
+    });
+    await guestVhostPci(receiver, `bind ${address}`);
+    await receiver.ok('mv /dev/vfio/vfio /dev/vfio/away');
+    const bare = await guestVhostPci(receiver, `net ${address} --sink`);
+    expect(bare).toMatchObject({ status: 2, output: expect.stringContaining('/dev/vfio/vfio is not there') });
+    await receiver.ok('mv /dev/vfio/away /dev/vfio/vfio');
+    const locked = await asUser(UID, `net ${address} --sink`);
+    expect(locked).toMatchObject({
+      status: 2,
+      output: expect.stringMatching(/no permission for \/dev\/vfio\/\d+: .*bind --uid/),
+    });
+
+    const notMine = await asUser(UID, `bind --uid ${UID} ${address}`);
+    expect(notMine).toMatchObject({
+      status: 2,
+      output: expect.stringMatching(/\/dev\/vfio\/\d+: run as root/),
+    });
+
+    const given = await guestVhostPci(receiver, `bind --uid ${UID} ${address}`);
+    expect(given).toEqual({ output: `${address} was already bound to vfio-pci`, status: 0 });
+    expect((await asUser(STRANGER, `net ${address} --sink`)).output).toContain(
+      'no permission for /dev/vfio/',
+    );
+    const small = await asUser(UID, `net ${address} --sink`, 'ulimit -l 64;');
+    expect(small).toMatchObject({
+      status: 2,
+      output: expect.stringMatching(
+        /needs 2048 KiB of locked memory.* may lock 64 KiB.*"ulimit -l 2048", LimitMEMLOCK=2048K/,
+      ),
+    });
+
+    // As little as the message asks for is enough.
+    await receiver.ok(
+      `ulimit -l 2048; node ${script} ${UID} net ${address} --echo --json --log-level debug >/tmp/net 2>&1 </dev/null & echo $! >/tmp/pid`,
+    );
+    let last = '';
+    // Each question costs the guest processes, and it has one CPU.
+    const said = async (): Promise<string> => {
+      await sleep(500);
+      last = (await receiver.run('cat /tmp/net; kill -0 $(cat /tmp/pid) || echo ended')).output;
+      return last;
+    };
+    scope.onFailure(() => last);
+    const peer = await NetPeer.connect({
+      socketPath: rig.vhostUser,
+      memoryFile: window.file,
+      memoryBytes: window.mib << 20,
+    });
+    scope.defer(() => peer[Symbol.asyncDispose]());
+    await peer.start();
+    await until('connection on', 90_000, async () => /"state":"on"/.test(await said()));
+    await using traffic = await Traffic.start(peer, { bytes: 512, count: 1000 });
+    await until('every frame comes back', 60_000, () => traffic.totals().packets === 1000);
+    expect(traffic.totals()).toMatchObject({ sent: 1000, lost: 0, altered: 0, foreign: 0 });
+    await receiver.ok('kill $(cat /tmp/pid)');
+    await until('it ends in order', 60_000, async () => /"state":"off"/.test(await said()));
+    expect(await said()).not.toMatch(/"event":"error"/);
   });
 });
