@@ -40,7 +40,7 @@ export const ConfigHeader = struct('pci_config_header', 64, {
 export const COMMAND = { MEMORY: 0x2, MASTER: 0x4, PARITY: 0x40, SERR: 0x100, INTX_DISABLE: 0x400 } as const;
 export const STATUS_INTERRUPT = 0x08;
 export const STATUS_CAP_LIST = 0x10;
-const BAR_TYPE_64 = 0x4;
+export const BAR_TYPE_64 = 0x4;
 const BAR_PREFETCHABLE = 0x8;
 export const BAR_COUNT = 6;
 

@@ -1,5 +1,5 @@
 /** Driver side of the configuration header: what a function is, and switching it on. */
-import { COMMAND, ConfigHeader, type FunctionIdentity } from './config-space.js';
+import { BAR_TYPE_64, barOffset, COMMAND, ConfigHeader, type FunctionIdentity } from './config-space.js';
 import { type PciHandle, REGION } from './handle.js';
 
 export async function readIdentity(handle: PciHandle): Promise<FunctionIdentity> {
@@ -12,6 +12,16 @@ export async function readIdentity(handle: PciHandle): Promise<FunctionIdentity>
     subsystemVendorId: header.subsystem_vendor_id,
     subsystemId: header.subsystem_id,
   };
+}
+
+/** Address that a memory BAR is programmed with (PCI 3.0, 6.2.5.1); 0n while it is not. */
+export async function barAddress(handle: PciHandle, index: number): Promise<bigint> {
+  const at = barOffset(index);
+  const low = (await handle.read(REGION.CONFIG, at, 4)).readUInt32LE(0);
+  const address = BigInt((low & ~0xf) >>> 0);
+  if ((low & 0x7) !== BAR_TYPE_64) return address;
+  const high = (await handle.read(REGION.CONFIG, at + 4, 4)).readUInt32LE(0);
+  return (BigInt(high) << 32n) | address;
 }
 
 /** Lets the function answer in its BARs and read and write memory. */

@@ -12,6 +12,7 @@ import { PAGE } from '../identity.js';
 import { type MemInfoBar, type Message, VIRTQ_FLAG, type Virtq } from '../messages.js';
 import { doorbellOffset, SLEEP_OFFSET } from '../shared-pages.js';
 import { InitialisedDevice } from './initialise.js';
+import { dirtyLogAt, type LogBase } from './log-base.js';
 import { isStarted, Peer, peerTable, ringSignals } from './peer.js';
 import { PeerEventfds } from './peer-eventfds.js';
 
@@ -58,7 +59,7 @@ export class Driver {
   #info: MemInfoBar | undefined;
   #memory: { readonly mapping: Mapping; readonly area: RegionArea } | undefined;
   #virtqs: readonly Virtq[] = [];
-  #logBytes = 0;
+  #logBase: LogBase | undefined;
   #logging = false;
   #peer: Peer | undefined;
   #eventfds: PeerEventfds | undefined;
@@ -224,7 +225,7 @@ export class Driver {
       case 'connection':
         return message.on ? this.#turnOn() : this.#turnOff();
       case 'log-base':
-        this.#logBytes = Number(message.size);
+        this.#logBase = message;
         return;
       case 'logging':
         return this.#setLogging(message.on);
@@ -293,7 +294,7 @@ export class Driver {
     if (peer.pairs.length === 0)
       this.#owner.error(new VhostPciError('device', 'EPROTO', 'the device sent ON without started rings'));
     try {
-      await this.#owner.peerOn(peer, this.#logging ? this.#dirtyLog() : undefined);
+      await this.#owner.peerOn(peer, this.#logging ? await this.#dirtyLog() : undefined);
     } catch (error) {
       await this.#letGo('it could not be served');
       throw error;
@@ -317,20 +318,12 @@ export class Driver {
 
   async #setLogging(on: boolean): Promise<void> {
     this.#logging = on;
-    if (this.#peer) await this.#owner.dirtyLog(on ? this.#dirtyLog() : undefined);
+    if (this.#peer) await this.#owner.dirtyLog(on ? await this.#dirtyLog() : undefined);
     this.#device.control.send({ kind: 'logging', on });
   }
 
-  #dirtyLog(): DirtyLog {
-    const { pages, layout } = this.#device;
-    const needed = this.#memory ? Math.ceil(this.#memory.mapping.size / PAGE / 8) : 0;
-    if (this.#logBytes > layout.bitmapBytes || this.#logBytes < needed)
-      throw new VhostPciError(
-        'device',
-        'EBADMSG',
-        `a dirty log of ${this.#logBytes} bytes: the peer's memory needs ${needed}, the bitmap in BAR 4 has ${layout.bitmapBytes}`,
-      );
-    return { mapping: pages, offset: layout.bitmapOffset, bytes: layout.bitmapBytes };
+  #dirtyLog(): Promise<DirtyLog> {
+    return dirtyLogAt(this.#device, this.#logBase, Math.ceil((this.#memory?.mapping.size ?? 0) / PAGE));
   }
 
   /** Nothing touches the peer's memory when this resolves; it is unmapped. Resolves to the rings as they were left. */

@@ -3,14 +3,14 @@
  * Initialization"): features, control queues filled with buffers, interrupts, the shared pages. Follows no messages.
  */
 
-import { enableBusMaster } from '../../pci/function.js';
+import { barAddress, enableBusMaster } from '../../pci/function.js';
 import type { PciHandle, RegionArea } from '../../pci/handle.js';
 import type { Mapping, NotifyTarget } from '../../sys/native.js';
 import { errorText, VhostPciError } from '../../util/errors.js';
 import type { Log } from '../../util/log.js';
 import { checkWindow } from '../../virtio/pci-capabilities.js';
 import { VirtioPciDriver } from '../../virtio/pci-driver.js';
-import { PeerNotifyCap } from '../../virtio/pci-layout.js';
+import { type BarWindow, PeerNotifyCap } from '../../virtio/pci-layout.js';
 import { NET_FEATURE } from '../../virtio-net/features.js';
 import { DRIVER_FEATURES, DRIVER_REQUIRED, driverFeatures } from '../features.js';
 import { QUEUE, SHMID, VENDOR_CAP } from '../identity.js';
@@ -29,6 +29,7 @@ export class InitialisedDevice {
   /** BAR4. */
   readonly pages: Mapping;
   readonly layout: SharedPagesLayout;
+  readonly #shared: BarWindow;
   readonly #handle: PciHandle;
   readonly #virtio: VirtioPciDriver;
   readonly #peerNotify: readonly PeerNotifyTarget[];
@@ -42,6 +43,7 @@ export class InitialisedDevice {
       interrupts: Interrupts;
       pages: Mapping;
       layout: SharedPagesLayout;
+      shared: BarWindow;
       peerNotify: readonly PeerNotifyTarget[];
     },
   ) {
@@ -52,6 +54,7 @@ export class InitialisedDevice {
     this.interrupts = parts.interrupts;
     this.pages = parts.pages;
     this.layout = parts.layout;
+    this.#shared = parts.shared;
     this.#peerNotify = parts.peerNotify;
   }
 
@@ -71,7 +74,7 @@ export class InitialisedDevice {
       const wanted = accept === undefined ? DRIVER_FEATURES : driverFeatures(accept);
       await virtio.negotiate({ wanted, required: DRIVER_REQUIRED, names: NET_FEATURE });
 
-      const pages = await mapSharedPages(handle, virtio);
+      const { pages, shared } = await mapSharedPages(handle, virtio);
       undo.push(() => pages.close());
       const layout = readHeader(pages);
       const control = await DriverControl.create(handle, log);
@@ -104,6 +107,7 @@ export class InitialisedDevice {
         interrupts,
         pages,
         layout,
+        shared,
         peerNotify,
       });
     } catch (error) {
@@ -132,6 +136,11 @@ export class InitialisedDevice {
     return { mapping: await this.#handle.map(bar, area, true), area };
   }
 
+  /** Where the shared pages are in the PCI address space of the machine that the driver runs in. */
+  async sharedAddress(): Promise<bigint> {
+    return (await barAddress(this.#handle, this.#shared.bar)) + BigInt(this.#shared.offset);
+  }
+
   /** How the peer's ring is signalled when its doorbell word alone does not do. */
   peerNotifyTarget(ring: number): PeerNotifyTarget {
     return this.#peerNotify[ring] ?? {};
@@ -152,7 +161,10 @@ function notOurs(handle: PciHandle, what: string): VhostPciError {
   return new VhostPciError('device', 'ENODEV', `${handle.name} is no vhost-pci-net device: it ${what}`);
 }
 
-async function mapSharedPages(handle: PciHandle, virtio: VirtioPciDriver): Promise<Mapping> {
+async function mapSharedPages(
+  handle: PciHandle,
+  virtio: VirtioPciDriver,
+): Promise<{ pages: Mapping; shared: BarWindow }> {
   const shared = virtio.structures.sharedMemory.get(SHMID.SHARED);
   if (!shared) throw notOurs(handle, 'has no shared page set');
   const { areas } = await handle.regionInfo(shared.bar);
@@ -160,7 +172,8 @@ async function mapSharedPages(handle: PciHandle, virtio: VirtioPciDriver): Promi
     (a) => a.offset <= shared.offset && shared.offset + shared.length <= a.offset + a.size,
   );
   if (!area) throw notOurs(handle, `shows a shared page set in BAR ${shared.bar} that cannot be mapped`);
-  return handle.map(shared.bar, { offset: shared.offset, size: shared.length }, true);
+  const pages = await handle.map(shared.bar, { offset: shared.offset, size: shared.length }, true);
+  return { pages, shared };
 }
 
 async function peerNotifyTargets(

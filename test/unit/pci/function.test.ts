@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { COMMAND } from '../../../src/pci/config-space.js';
-import { enableBusMaster, readIdentity } from '../../../src/pci/function.js';
+import { barAddress, enableBusMaster, readIdentity } from '../../../src/pci/function.js';
 import { handleOver } from './rig.js';
 
 describe('configuration header, driver side', () => {
@@ -16,6 +16,17 @@ describe('configuration header, driver side', () => {
       subsystemVendorId: 0xbbaa,
       subsystemId: 0xddcc,
     });
+  });
+
+  it('reads the address of a BAR of either width', async () => {
+    const bytes = Buffer.alloc(4096);
+    bytes.writeUInt32LE(0xfe00_0000, 0x14);
+    bytes.writeUInt32LE(0x8000_000c, 0x20);
+    bytes.writeUInt32LE(0x12, 0x24);
+    const handle = handleOver(bytes);
+    expect(await barAddress(handle, 1)).toBe(0xfe00_0000n);
+    expect(await barAddress(handle, 4)).toBe(0x12_8000_0000n);
+    expect(await barAddress(handle, 2)).toBe(0n);
   });
 
   it('switches memory and bus master on and leaves the other command bits alone', async () => {

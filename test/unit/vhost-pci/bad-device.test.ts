@@ -251,31 +251,6 @@ describe('the order of messages', () => {
   });
 });
 
-describe('the dirty log', () => {
-  for (const [what, size] of [
-    ['larger than the bitmap', 1n << 40n],
-    ['too small for the memory', 8n],
-    ['of no byte', 0n],
-  ] as const)
-    it(`${what} is refused, and logging not confirmed`, async () => {
-      await device.turnOn(peer);
-      await isOn(receiver);
-      await device.send({ kind: 'log-base', gpa: 0n, size }, { kind: 'logging', on: true });
-      await error(/a dirty log of \d+ bytes/);
-      await device.send({ kind: 'logging', on: false });
-      expect(await device.answer('logging')).toEqual({ kind: 'logging', on: false });
-      expect(device.heard).toEqual([]);
-      await device.send(OFF);
-      await device.answer('connection');
-      await stillWorks(2);
-    });
-
-  it('before any peer is confirmed', async () => {
-    await device.send({ kind: 'logging', on: true });
-    expect(await device.answer('logging')).toEqual({ kind: 'logging', on: true });
-  });
-});
-
 describe('control queues', () => {
   const used = (): number => Number(device.ring(QUEUE.CONTROL_RECEIVE).device);
   const poke = (at: number, data: Uint8Array): void => {
