@@ -91,8 +91,11 @@ void PeerQueue::disarm(bool for_send) {
 void PeerQueue::flush() {
   for (bool for_send : {false, true}) {
     Side& s = side(for_send);
-    if (!s.present || s.ring.signal_settled()) continue;
-    bool wanted = s.ring.needs_signal();
+    if (!s.present || (s.greeted && s.ring.signal_settled())) continue;
+    // Whoever served the ring before may have gone between a used index and its notification (VIRTIO 1.3, 2.7.7.2: the
+    // driver copes with one too many). Without this both sides could wait for each other.
+    bool wanted = s.ring.needs_signal() || !s.greeted;
+    s.greeted = true;
     if (memory_vanished()) return;
     RingStats& stats = for_send ? send_stats : receive_stats;
     if (wanted && s.notify.present()) {

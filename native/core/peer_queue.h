@@ -80,6 +80,7 @@ class PeerQueue final : public PortQueue {
     bool armed = false;
     uint16_t kicked_at = 0;  // next_avail at the last kick
     uint32_t futile = 0;     // kicks since then that came with no buffer
+    bool greeted = false;  // its driver was notified once
     std::atomic<uint16_t> position{0};  // chains completed, for other threads
 
     // Slots [next, end), modulo their number, are those of the chains from the ring's next_avail on. They are

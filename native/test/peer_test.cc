@@ -406,3 +406,25 @@ TEST("options that no peer queue can have are refused with the side named") {
   o.max_frame = 13;
   CHECK(!PeerQueue::create(o, &error));
 }
+
+TEST("the driver is notified once of what whoever served the ring before may not have told it") {
+  Peer p(kAllFeatures | kFeatureEventIdx);
+  p.rx.start(7);
+  p.rx.used_event() = 7;  // wants to hear of the next one only
+  const int call = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  PeerQueueOptions o;
+  o.table = p.m.table;
+  o.features = kAllFeatures | kFeatureEventIdx;
+  o.receive.emplace();
+  o.receive->ring = p.rx.at;
+  o.receive->next_avail = 7;
+  o.receive->notify.fd = call;
+  auto q = PeerQueue::create(o, nullptr);
+  uint64_t n = 0;
+  q->flush();
+  CHECK_EQ(::read(call, &n, sizeof n), 8);
+  CHECK_EQ(n, 1);
+  q->flush();
+  CHECK_EQ(::read(call, &n, sizeof n), -1);
+  ::close(call);
+}
