@@ -4,6 +4,7 @@
  * MIGRATIONS=N: how many of each kind.
  */
 import { closeSync, openSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { silentLog } from '../../src/util/log.js';
@@ -212,6 +213,62 @@ describe('a driver that is killed while the peer is migrated', () => {
     expect(peer.differing(copy)).toEqual([]);
   });
 });
+
+describe('a device process that is killed while the peer is migrated', () => {
+  it('has every page taken for written by the one that takes its place', async () => {
+    const folder = scope.folder();
+    const [vhostUser, vfioUser] = [join(folder, 'vhost-user'), join(folder, 'vfio-user')];
+    const memory = ['--peer-memory', memoryFile, '--peer-memory-size', String(MEMORY_BYTES)];
+    const start = async (): Promise<Child> => {
+      const device = vhostPci(scope, [
+        'device',
+        '--socket-path',
+        vhostUser,
+        '--vfio-user',
+        vfioUser,
+        ...memory,
+      ]);
+      await device.until('a socket that is its own', 10_000, () => listening(vhostUser));
+      return device;
+    };
+    const first = await start();
+    vhostPci(scope, ['net', `vfio-user:${vfioUser}`, '--echo']);
+    const peer = new MigratingPeer(memoryFd());
+    scope.defer(() => peer[Symbol.asyncDispose]());
+    await peer.connect(vhostUser);
+    await peer.run();
+    await works(peer);
+    await peer.startLogging();
+    const copy = peer.beginCopy();
+    await works(peer);
+    const { closed } = peer.frontEnd;
+    await first.kill();
+    await closed;
+    // What the driver wrote until it noticed is nowhere but in its memory.
+    peer.pass(copy);
+    await start();
+    await peer.reconnect(vhostUser);
+    expect(peer.pass(copy)).toBe(MEMORY_BYTES / PAGE);
+    await works(peer);
+    await peer.pause();
+    await peer.stop();
+    peer.pass(copy);
+    peer.copyGuestWrites(copy);
+    expect(peer.differing(copy)).toEqual([]);
+  });
+});
+
+/** A process accepts connections: the socket is not one that was left over. */
+function listening(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    socket.once('error', () => resolve(false));
+    socket.once('connect', () => {
+      socket.destroy();
+      resolve(true);
+    });
+  });
+}
 
 describe('the proof itself', () => {
   it('finds the pages that differ when the driver does not log', async () => {

@@ -1,6 +1,6 @@
 /**
  * A stock guest that is migrated live from host to host and back, under load in both directions. At each switch-over, while
- * neither side runs, the memories are compared page by page. MIGRATIONS=N: how many.
+ * neither side runs, the memories are compared page by page. MIGRATIONS=N and CANCELLATIONS=N: how many.
  */
 import { closeSync, openSync, readSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -12,7 +12,7 @@ import { checkout } from '../support/process.js';
 import { need, Scope, sleep, until } from '../support/scope.js';
 
 const MIGRATIONS = Number(process.env.MIGRATIONS ?? 2);
-const CANCELLATIONS = Number(process.env.MIGRATIONS ?? 3);
+const CANCELLATIONS = Number(process.env.CANCELLATIONS ?? process.env.MIGRATIONS ?? 3);
 const TIME = 150_000 + (MIGRATIONS + CANCELLATIONS) * 30_000;
 const PAGE = 4096;
 

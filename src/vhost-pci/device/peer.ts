@@ -47,6 +47,8 @@ export class PeerConnection implements BackEndDevice {
   readonly #left = new Map<number, number>();
   /** Rings that a driver has been given: where it got to is known only from `#left`, or from the used ring. */
   readonly #given = new Set<number>();
+  /** A driver has been given rings over this connection. */
+  #served = false;
 
   /** Takes over `fd`, a connected socket. */
   constructor(fd: number, owner: PeerOwner) {
@@ -115,6 +117,7 @@ export class PeerConnection implements BackEndDevice {
 
   /** The driver has the rings now. */
   driverStarted(virtqs: readonly Virtq[]): void {
+    this.#served = true;
     virtqs.forEach((q, i) => {
       if (!(q.flags & VIRTQ_FLAG.STARTED)) return;
       this.#given.add(i);
@@ -317,6 +320,9 @@ export class PeerConnection implements BackEndDevice {
     }
     this.#endLog();
     this.#mover = mover;
+    // A connection that begins with a log takes the place of one that broke in the middle of a migration, perhaps with
+    // the process that served it: what was written last, nobody moved. If it is a new guest, this costs one more pass.
+    if (!this.#served) mover.markAll();
   }
 
   #flushLog(): void {
