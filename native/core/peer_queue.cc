@@ -1,6 +1,6 @@
 // Set-up, notifications and the end of a peer queue. The packet paths are in peer_receive.cc and
 // peer_send.cc.
-#include "peer_queue.h"
+#include "peer_rings.h"
 
 namespace vpci {
 
@@ -11,6 +11,12 @@ constexpr uint32_t kMaxPieces = 2048;
 constexpr uint32_t kFutileKicks = 0x10000;
 }  // namespace
 
+template <class Ring>
+static std::shared_ptr<PeerQueue> create_with(const PeerQueueOptions& options, std::string* error) {
+  auto queue = std::make_shared<PeerRings<Ring>>();
+  return queue->init(options, error) ? queue : nullptr;
+}
+
 std::shared_ptr<PeerQueue> PeerQueue::create(const PeerQueueOptions& options, std::string* error) {
   auto fail = [error](const char* why) {
     if (error) *error = why;
@@ -20,22 +26,27 @@ std::shared_ptr<PeerQueue> PeerQueue::create(const PeerQueueOptions& options, st
   if (!options.transmit && !options.receive) return fail("peer queue has no ring");
   if (options.max_frame < kMinFrame || options.max_frame > 0xfffff)
     return fail("maxFrame is not from 14 to 1048575");
-  std::shared_ptr<PeerQueue> queue(new PeerQueue());
-  queue->table_ = options.table;
-  queue->features_ = options.features;
-  queue->header_bytes_ = net_header_bytes(options.features);
-  queue->max_frame_ = options.max_frame;
-  queue->mergeable_ = options.features & kNetMrgRxbuf;
-  if (options.transmit && !queue->init_side(&queue->transmit_, *options.transmit, true, error))
-    return nullptr;
-  if (options.receive && !queue->init_side(&queue->receive_, *options.receive, false, error)) return nullptr;
-  queue->pieces_.resize(kMaxPieces);
-  if (!(options.features & kNetGuestCsum)) queue->linear_.resize(options.max_frame);
-  return queue;
+  return options.features & kFeaturePacked ? create_with<PackedDevice>(options, error)
+                                           : create_with<SplitDevice>(options, error);
 }
 
-bool PeerQueue::init_side(Side* side, const PeerRingOptions& options, bool transmit, std::string* error) {
-  SplitDevice::Options ring;
+template <class Ring>
+bool PeerRings<Ring>::init(const PeerQueueOptions& options, std::string* error) {
+  table_ = options.table;
+  features_ = options.features;
+  header_bytes_ = net_header_bytes(options.features);
+  max_frame_ = options.max_frame;
+  mergeable_ = options.features & kNetMrgRxbuf;
+  if (options.transmit && !init_side(&transmit_, *options.transmit, true, error)) return false;
+  if (options.receive && !init_side(&receive_, *options.receive, false, error)) return false;
+  pieces_.resize(kMaxPieces);
+  if (!(options.features & kNetGuestCsum)) linear_.resize(options.max_frame);
+  return true;
+}
+
+template <class Ring>
+bool PeerRings<Ring>::init_side(Side* side, const PeerRingOptions& options, bool transmit, std::string* error) {
+  DeviceRing::Options ring;
   ring.ring = options.ring;
   ring.next_avail = options.next_avail;
   ring.features = features_;
@@ -52,31 +63,34 @@ bool PeerQueue::init_side(Side* side, const PeerRingOptions& options, bool trans
   return true;
 }
 
-bool PeerQueue::memory_vanished() {
+template <class Ring>
+bool PeerRings<Ring>::memory_vanished() {
   if (__builtin_expect(!table_->faulted(), 1)) return false;
   set_broken(false, "peer memory vanished");
   set_broken(true, "peer memory vanished");
   return true;
 }
 
-int PeerQueue::wait_fd(bool for_send) {
+template <class Ring>
+int PeerRings<Ring>::wait_fd(bool for_send) {
   Side& s = side(for_send);
   if (!s.present) return kNever;
   return s.kick.get() >= 0 ? s.kick.get() : kPolled;
 }
 
-bool PeerQueue::arm(bool for_send) {
+template <class Ring>
+bool PeerRings<Ring>::arm(bool for_send) {
   if (!usable(for_send)) return true;
   Side& s = side(for_send);
   // Buffers that are there already were not enough, so only further ones are a reason to wake.
-  uint16_t from = for_send ? s.ring.seen_avail() : s.ring.next_avail();
-  bool quiet = s.ring.request_kicks(from) == from;
+  bool quiet = s.ring.request_kicks(for_send ? s.ring.seen_avail() : s.ring.next_avail());
   if (memory_vanished()) return true;
   s.armed = quiet;
   return quiet;
 }
 
-void PeerQueue::disarm(bool for_send) {
+template <class Ring>
+void PeerRings<Ring>::disarm(bool for_send) {
   Side& s = side(for_send);
   s.armed = false;
   const uint16_t at = s.ring.next_avail();
@@ -88,7 +102,8 @@ void PeerQueue::disarm(bool for_send) {
   if (usable(for_send)) s.ring.suppress_kicks();
 }
 
-void PeerQueue::flush() {
+template <class Ring>
+void PeerRings<Ring>::flush() {
   for (bool for_send : {false, true}) {
     Side& s = side(for_send);
     if (!s.present || (s.greeted && s.ring.signal_settled())) continue;
@@ -107,7 +122,8 @@ void PeerQueue::flush() {
   }
 }
 
-void PeerQueue::detached() {
+template <class Ring>
+void PeerRings<Ring>::detached() {
   if (transmit_.present) {
     transmit_.ring.rewind(taken_end_ - taken_begin_);
     taken_begin_ = taken_end_ = 0;
@@ -124,18 +140,21 @@ void PeerQueue::detached() {
   }
 }
 
-void PeerQueue::set_dirty_log(std::shared_ptr<const DirtyLog> log) {
+template <class Ring>
+void PeerRings<Ring>::set_dirty_log(std::shared_ptr<const DirtyLog> log) {
   transmit_.ring.set_log(log.get());
   receive_.ring.set_log(log.get());
   log_ = std::move(log);
 }
 
-void PeerQueue::set_enabled(bool transmit, bool receive) {
+template <class Ring>
+void PeerRings<Ring>::set_enabled(bool transmit, bool receive) {
   transmit_.enabled = transmit;
   receive_.enabled = receive;
 }
 
-void PeerQueue::rewire(bool transmit, OwnFd kick, NotifyTarget notify) {
+template <class Ring>
+void PeerRings<Ring>::rewire(bool transmit, OwnFd kick, NotifyTarget notify) {
   Side& s = side(!transmit);
   if (!s.present) return;
   s.kick = std::move(kick);
@@ -143,5 +162,8 @@ void PeerQueue::rewire(bool transmit, OwnFd kick, NotifyTarget notify) {
   s.notify = std::move(notify);
   if (s.notify.present()) s.notify.signal();
 }
+
+template bool PeerRings<SplitDevice>::memory_vanished();
+template bool PeerRings<PackedDevice>::memory_vanished();
 
 }  // namespace vpci

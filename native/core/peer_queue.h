@@ -1,27 +1,24 @@
-// Device side of one queue pair of a virtio-net peer (VIRTIO 1.3, 5.1): receive takes from the peer's
-// transmitq, send fills the peer's receiveq. The peer's memory is reached through its region table only.
+// Device side of one queue pair of a virtio-net peer (VIRTIO 1.3, 5.1), whatever the format of its rings:
+// receive takes from the peer's transmitq, send fills the peer's receiveq. peer_rings.h does it.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "dirty_log.h"
-#include "frame_copy.h"
 #include "net_header.h"
 #include "notify.h"
 #include "port.h"
 #include "region_table.h"
-#include "split_device.h"
+#include "split_layout.h"
 
 namespace vpci {
 
 struct PeerRingOptions {
   RingAddresses ring;
-  uint16_t next_avail = 0;
+  uint16_t next_avail = 0;  // with RING_PACKED a Position
   bool enabled = true;
   int kick_fd = -1;  // duplicated; -1: the ring has to be polled
   NotifyOptions notify;
@@ -35,148 +32,22 @@ struct PeerQueueOptions {
   uint32_t max_frame = kDefaultMaxFrame;
 };
 
-class PeerQueue final : public PortQueue {
+class PeerQueue : public PortQueue {
  public:
   // nullptr, with the reason in `error`, for options that cannot be served. Touches no peer memory.
   static std::shared_ptr<PeerQueue> create(const PeerQueueOptions& options, std::string* error);
 
-  uint32_t receive(Burst& burst) override;
-  void release(Burst& burst, uint32_t n) override;
-  uint32_t send(const Burst& burst) override;
-  int wait_fd(bool for_send) override;
-  bool arm(bool for_send) override;
-  void disarm(bool for_send) override;
-  void flush() override;
-  void detached() override;
-
   // The worker calls these between bursts. Every write after set_dirty_log returned is logged.
-  void set_dirty_log(std::shared_ptr<const DirtyLog> log);
-  void set_enabled(bool transmit, bool receive);
+  virtual void set_dirty_log(std::shared_ptr<const DirtyLog> log) = 0;
+  virtual void set_enabled(bool transmit, bool receive) = 0;
   // Another eventfd to wait on and another target, for a ring that is there. Signals the target once: what went to the
   // one before may have been lost.
-  void rewire(bool transmit, OwnFd kick, NotifyTarget notify);
+  virtual void rewire(bool transmit, OwnFd kick, NotifyTarget notify) = 0;
 
-  bool has(bool transmit) const { return (transmit ? transmit_ : receive_).present; }
-  // The available index that whoever serves the ring next goes on from. Any thread; exact once no worker has
-  // the queue.
-  uint16_t next_avail(bool transmit) const {
-    return (transmit ? transmit_ : receive_).position.load(std::memory_order_acquire);
-  }
-
- private:
-  // A chain that was looked at and not taken yet: its first descriptor, fetched and translated when it is a
-  // buffer in one piece and in the queue's direction, else data is nullptr.
-  struct Slot {
-    uint8_t* data;
-    uint32_t length;
-    uint16_t head;
-  };
-  struct Side {
-    SplitDevice ring;
-    OwnFd kick;
-    NotifyTarget notify;
-    bool present = false;
-    bool enabled = false;
-    bool armed = false;
-    uint16_t kicked_at = 0;  // next_avail at the last kick
-    uint32_t futile = 0;     // kicks since then that came with no buffer
-    bool greeted = false;  // its driver was notified once
-    std::atomic<uint16_t> position{0};  // chains completed, for other threads
-
-    // Slots [next, end), modulo their number, are those of the chains from the ring's next_avail on. They are
-    // filled ahead, so that a burst's cache misses are on their way while the burst before it is worked on.
-    static constexpr uint32_t kSlots = Burst::kMax;
-    Slot slots[kSlots];
-    uint32_t next = 0, end = 0;
-    uint32_t staged() const { return end - next; }
-    Slot& slot(uint32_t i) { return slots[i % kSlots]; }
-    void forget() { next = end = 0; }
-  };
-  enum class Sent : uint8_t { kTaken, kDropped, kNoRoom, kBroken };
-
-  PeerQueue() = default;
-  bool init_side(Side* side, const PeerRingOptions& options, bool transmit, std::string* error);
-  Side& side(bool for_send) { return for_send ? receive_ : transmit_; }
-  bool usable(bool for_send) { return side(for_send).present && broken(for_send) == nullptr; }
-  bool memory_vanished();
-  template <bool kTransmit>
-  void stage(uint32_t known);
-
-  // -- receive (peer_receive.cc) --
-  uint32_t discard(uint32_t n);
-  void accept(Burst& burst, Packet& packet, uint16_t head, HeaderWords words);
-  void drop(uint16_t head, Drop cause);
-  enum class Chain : uint8_t { kTaken, kLater, kBroken };
-  Chain receive_chain(Burst& burst, uint16_t head);
-  void complete(uint32_t entries);
-
-  // -- send (peer_send.cc) --
-  uint32_t refuse_all(const Burst& burst);
-  template <bool kLog>
-  uint32_t send_burst(const Burst& burst);
-  template <bool kLog>
-  Sent send_chains(const Burst& burst, const Packet& packet, NetHeader header, uint32_t* used);
-  template <bool kLog>
-  void write_pieces(const Burst& burst, const Packet& packet, const NetHeader& header);
-  Offload fit(const Burst& burst, const Packet& packet, NetHeader* header, Packet* replaced);
-
-  std::shared_ptr<const RegionTable> table_;
-  std::shared_ptr<const DirtyLog> log_;
-  uint64_t features_ = 0;
-  uint32_t header_bytes_ = 12;
-  uint32_t max_frame_ = kDefaultMaxFrame;
-  bool mergeable_ = false;
-
-  Side transmit_, receive_;
-
-  // Chains taken by receive and not completed: in ring order, packets and dropped ones mixed.
-  struct Taken {
-    uint16_t head;
-    bool dropped;
-  };
-  Taken taken_[Burst::kMax];
-  uint32_t taken_begin_ = 0, taken_end_ = 0;
-  bool taken_drops_ = false;  // some of them were dropped
-
-  CopyList copies_;              // of the burst that is being sent
-  std::vector<Segment> pieces_;  // of the receive chains of one packet
-  uint32_t piece_count_ = 0;
-  uint32_t walk_budget_ = 0;     // pieces that this call may still look at
-  std::vector<uint8_t> linear_;  // a packet whose checksum is completed here
+  virtual bool has(bool transmit) const = 0;
+  // Where whoever serves the ring next goes on from: an available index, or a Position in a packed ring. Any
+  // thread; exact once no worker has the queue.
+  virtual uint16_t next_avail(bool transmit) const = 0;
 };
-
-// Fills slots for the first of the `known` available chains. A head outside the ring ends the slots in front
-// of it.
-template <bool kTransmit>
-void PeerQueue::stage(uint32_t known) {
-  Side& side = kTransmit ? transmit_ : receive_;
-  SplitDevice& ring = side.ring;
-  const uint32_t from = side.end;
-  uint32_t to = side.next + std::min(known, Side::kSlots);
-  for (uint32_t i = from; i != to; i++) {
-    uint16_t head = ring.head(i - side.next);
-    if (!ring.valid_head(head)) {
-      to = i;
-      break;
-    }
-    side.slot(i).head = head;
-    __builtin_prefetch(ring.desc(head));
-  }
-  AddressCache& addresses = ring.addresses();
-  constexpr uint16_t kPlain = kTransmit ? 0 : kDescWrite;
-  for (uint32_t i = from; i != to; i++) {
-    Slot& slot = side.slot(i);
-    VirtqDesc d = fetch_desc(ring.desc(slot.head));
-    slot.length = d.len;
-    slot.data = nullptr;
-    if (__builtin_expect((d.flags & (kDescNext | kDescWrite | kDescIndirect)) == kPlain && d.len > 0, 1))
-      slot.data = addresses.translate(d.addr, d.len);
-    if (slot.data) {
-      __builtin_prefetch(slot.data, !kTransmit);
-      __builtin_prefetch(slot.data + 64, !kTransmit);
-    }
-  }
-  side.end = to;
-}
 
 }  // namespace vpci

@@ -1,17 +1,18 @@
 // Receive: from the peer's transmitq into a burst. Heads and descriptors were fetched ahead
-// (PeerQueue::stage), so that the cache misses of many packets overlap; each value is fetched once, checked,
+// (PeerRings::stage), so that the cache misses of many packets overlap; each value is fetched once, checked,
 // then used.
-#include "peer_queue.h"
+#include "peer_rings.h"
 
 namespace vpci {
 
-uint32_t PeerQueue::receive(Burst& burst) {
+template <class Ring>
+uint32_t PeerRings<Ring>::receive(Burst& burst) {
   burst.clear();
   // One burst at a time: those taken earlier have to be released first.
   if (taken_begin_ != taken_end_ || !usable(false)) return 0;
   taken_begin_ = taken_end_ = 0;
   taken_drops_ = false;
-  SplitDevice& ring = transmit_.ring;
+  Ring& ring = transmit_.ring;
   if (!transmit_.armed) ring.suppress_kicks();
   uint32_t waiting = ring.available(Burst::kMax);
   receive_stats.fill.set(waiting);
@@ -25,7 +26,7 @@ uint32_t PeerQueue::receive(Burst& burst) {
   stage<true>(waiting);
   const uint32_t n = transmit_.staged();
   const uint32_t header_bytes = header_bytes_;
-  const char* cause = n == 0 ? "head is outside the ring" : nullptr;
+  const char* cause = n == 0 ? Ring::kBadHead : nullptr;
   const uint64_t high_mask = 0xffff;  // num_buffers has no meaning here (VIRTIO 1.3, 5.1.6.2)
   uint64_t bytes = 0;
   for (uint32_t i = 0; i < n; i++) {
@@ -64,7 +65,7 @@ uint32_t PeerQueue::receive(Burst& burst) {
   if (cause)
     set_broken(false, cause);
   else
-    stage<true>(waiting - taken_end_);
+    stage<true>(ring.ahead(Burst::kMax));
   if (burst.end == 0) {
     complete(taken_end_);
     return 0;
@@ -77,12 +78,13 @@ uint32_t PeerQueue::receive(Burst& burst) {
 }
 
 // A ring that is started and not enabled is drained and its packets are discarded (vhost-user, ring states).
-uint32_t PeerQueue::discard(uint32_t n) {
-  SplitDevice& ring = transmit_.ring;
+template <class Ring>
+uint32_t PeerRings<Ring>::discard(uint32_t n) {
+  Ring& ring = transmit_.ring;
   for (uint32_t i = 0; i < n; i++) {
     uint16_t head = ring.head(i);
     if (!ring.valid_head(head)) {
-      set_broken(false, "head is outside the ring");
+      set_broken(false, Ring::kBadHead);
       break;
     }
     drop(head, Drop::kDisabled);
@@ -94,14 +96,16 @@ uint32_t PeerQueue::discard(uint32_t n) {
   return 0;
 }
 
-void PeerQueue::drop(uint16_t head, Drop cause) {
+template <class Ring>
+void PeerRings<Ring>::drop(uint16_t head, Drop cause) {
   taken_[taken_end_++] = {head, true};
   taken_drops_ = true;
   receive_stats.drop(cause);
 }
 
 // Takes the packet behind burst.end into the burst, or drops it.
-void PeerQueue::accept(Burst& burst, Packet& packet, uint16_t head, HeaderWords words) {
+template <class Ring>
+void PeerRings<Ring>::accept(Burst& burst, Packet& packet, uint16_t head, HeaderWords words) {
   if (packet.length < kMinFrame) return drop(head, Drop::kTooShort);
   if (packet.length > max_frame_) return drop(head, Drop::kTooLong);
   packet.header = header_of(words);
@@ -110,7 +114,8 @@ void PeerQueue::accept(Burst& burst, Packet& packet, uint16_t head, HeaderWords 
   burst.end++;
 }
 
-PeerQueue::Chain PeerQueue::receive_chain(Burst& burst, uint16_t head) {
+template <class Ring>
+typename PeerRings<Ring>::Chain PeerRings<Ring>::receive_chain(Burst& burst, uint16_t head) {
   Packet& packet = burst.packets[burst.end];
   const uint32_t extra_before = burst.extra_used;
   uint8_t raw[12] = {};
@@ -163,7 +168,8 @@ PeerQueue::Chain PeerQueue::receive_chain(Burst& burst, uint16_t head) {
   return Chain::kTaken;
 }
 
-void PeerQueue::release(Burst& burst, uint32_t n) {
+template <class Ring>
+void PeerRings<Ring>::release(Burst& burst, uint32_t n) {
   n = std::min(n, burst.count());
   burst.begin += n;
   uint32_t end = taken_begin_;
@@ -176,12 +182,18 @@ void PeerQueue::release(Burst& burst, uint32_t n) {
 }
 
 // Gives the first `entries` chains that were taken back to the driver.
-void PeerQueue::complete(uint32_t entries) {
-  SplitDevice& ring = transmit_.ring;
+template <class Ring>
+void PeerRings<Ring>::complete(uint32_t entries) {
+  Ring& ring = transmit_.ring;
   for (uint32_t i = 0; i < entries; i++) ring.put_used(i, taken_[taken_begin_ + i].head, 0);
   taken_begin_ += entries;
   ring.publish(entries);
   transmit_.position.store(ring.used_idx(), std::memory_order_release);
 }
+
+template uint32_t PeerRings<SplitDevice>::receive(Burst&);
+template void PeerRings<SplitDevice>::release(Burst&, uint32_t);
+template uint32_t PeerRings<PackedDevice>::receive(Burst&);
+template void PeerRings<PackedDevice>::release(Burst&, uint32_t);
 
 }  // namespace vpci

@@ -1,8 +1,8 @@
-// Send: from a burst into the peer's receiveq. Buffers are looked at ahead of the copies (PeerQueue::stage),
+// Send: from a burst into the peer's receiveq. Buffers are looked at ahead of the copies (PeerRings::stage),
 // so that their cache misses overlap; a frame that fits one buffer in one piece takes the short way,
 // everything else (chains, merged buffers, completed checksums) goes through send_chains.
 #include "frame_copy.h"
-#include "peer_queue.h"
+#include "peer_rings.h"
 
 namespace vpci {
 
@@ -14,20 +14,23 @@ constexpr uint32_t kWalkBudget = 16384;
 constexpr uint32_t kPublishEvery = 64;
 }  // namespace
 
-uint32_t PeerQueue::send(const Burst& burst) {
+template <class Ring>
+uint32_t PeerRings<Ring>::send(const Burst& burst) {
   if (!usable(true) || !receive_.enabled) return refuse_all(burst);
   return log_ ? send_burst<true>(burst) : send_burst<false>(burst);
 }
 
 // No packet goes into a ring that is not enabled, and none waits for one that will not come back.
-uint32_t PeerQueue::refuse_all(const Burst& burst) {
+template <class Ring>
+uint32_t PeerRings<Ring>::refuse_all(const Burst& burst) {
   send_stats.drop(Drop::kDisabled, burst.count());
   return burst.count();
 }
 
 // Fits the header to what the peer negotiated. kChecksum: `replaced` takes the packet's place, with its
 // checksum completed in memory of our own, where nobody changes what was summed.
-Offload PeerQueue::fit(const Burst& burst, const Packet& packet, NetHeader* header, Packet* replaced) {
+template <class Ring>
+Offload PeerRings<Ring>::fit(const Burst& burst, const Packet& packet, NetHeader* header, Packet* replaced) {
   uint32_t start = header->csum_start, offset = header->csum_offset;
   Offload result = fit_for_driver(header, features_);
   if (result != Offload::kChecksum) return result;
@@ -39,9 +42,10 @@ Offload PeerQueue::fit(const Burst& burst, const Packet& packet, NetHeader* head
   return result;
 }
 
+template <class Ring>
 template <bool kLog>
-uint32_t PeerQueue::send_burst(const Burst& burst) {
-  SplitDevice& ring = receive_.ring;
+uint32_t PeerRings<Ring>::send_burst(const Burst& burst) {
+  Ring& ring = receive_.ring;
   if (!receive_.armed) ring.suppress_kicks();
   const uint32_t total = burst.count();
   const uint32_t header_bytes = header_bytes_;
@@ -76,7 +80,7 @@ uint32_t PeerQueue::send_burst(const Burst& burst) {
       if (available == 0) break;
       stage<false>(available);
       if (receive_.staged() == 0) {
-        set_broken(true, "head is outside the ring");
+        set_broken(true, Ring::kBadHead);
         break;
       }
     }
@@ -122,7 +126,7 @@ uint32_t PeerQueue::send_burst(const Burst& burst) {
   if (memory_vanished()) return taken;
   ring.publish(used);
   receive_.position.store(ring.used_idx(), std::memory_order_release);
-  uint32_t known = static_cast<uint16_t>(ring.seen_avail() - ring.next_avail());
+  const uint32_t known = ring.ahead(Burst::kMax);
   send_stats.fill.set(known);
   stage<false>(known);
   if (packets) {
@@ -135,10 +139,11 @@ uint32_t PeerQueue::send_burst(const Burst& burst) {
 
 // Collects as many receive chains as the packet needs, or leaves the ring as it was. `used` elements are
 // written and not published.
+template <class Ring>
 template <bool kLog>
-PeerQueue::Sent PeerQueue::send_chains(const Burst& burst, const Packet& packet, NetHeader header,
-                                       uint32_t* used) {
-  SplitDevice& ring = receive_.ring;
+typename PeerRings<Ring>::Sent PeerRings<Ring>::send_chains(const Burst& burst, const Packet& packet,
+                                                            NetHeader header, uint32_t* used) {
+  Ring& ring = receive_.ring;
   // What was looked at ahead is looked at anew after this packet.
   receive_.forget();
   // Marks from here on may be more than can wait.
@@ -203,15 +208,17 @@ PeerQueue::Sent PeerQueue::send_chains(const Burst& burst, const Packet& packet,
   ring.put_used(*used + chains - 1, last_head, static_cast<uint32_t>(need - (got - last_length)));
   header.num_buffers = static_cast<uint16_t>(chains);
   write_pieces<kLog>(burst, packet, header);
+  if (chains > 1) ring.join(*used, chains);
   *used += chains;
   ring.advance(chains);
   return Sent::kTaken;
 }
 
 // The header and the frame, across pieces that are long enough in all.
+template <class Ring>
 template <bool kLog>
-void PeerQueue::write_pieces(const Burst& burst, const Packet& packet, const NetHeader& header) {
-  SplitDevice& ring = receive_.ring;
+void PeerRings<Ring>::write_pieces(const Burst& burst, const Packet& packet, const NetHeader& header) {
+  Ring& ring = receive_.ring;
   uint32_t index = 0, at = 0;
   auto put = [&](const uint8_t* from, uint32_t length) {
     while (length) {
@@ -235,5 +242,8 @@ void PeerQueue::write_pieces(const Burst& burst, const Packet& packet, const Net
     put(s.data, s.length);
   }
 }
+
+template uint32_t PeerRings<SplitDevice>::send(const Burst&);
+template uint32_t PeerRings<PackedDevice>::send(const Burst&);
 
 }  // namespace vpci

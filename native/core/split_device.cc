@@ -3,64 +3,21 @@
 
 namespace vpci {
 
-uint8_t* SplitDevice::area(const RegionTable& table, uint64_t address, uint64_t bytes, uint64_t align,
-                           std::string* error, const char* name) {
-  const char* why = nullptr;
-  uint8_t* data = table.translate(address, bytes);
-  if (address % align)
-    why = " is unaligned";
-  else if (!data)
-    why = " is not inside one region";
-  // Regions may start anywhere in their mapping; atomic accesses need the alignment here too.
-  else if (reinterpret_cast<uintptr_t>(data) % align)
-    why = " is unaligned in its mapping";
-  else if (!table.find(address)->mapping->writable())
-    why = " is in a read-only mapping";
-  if (!why) return data;
-  if (error) *error = std::string(name) + why;
-  return nullptr;
-}
-
 bool SplitDevice::init(std::shared_ptr<const RegionTable> table, const Options& options, std::string* error) {
-  auto fail = [error](const char* why) {
-    if (error) *error = why;
-    return false;
-  };
   const RingAddresses& r = options.ring;
-  if (!table) return fail("ring has no region table");
-  if (!valid_ring_size(r.size)) return fail("ring size is not a power of two from 1 to 32768");
-  uint8_t* desc = area(*table, r.desc, desc_bytes(r.size), kDescAlign, error, "descriptor table");
-  uint8_t* avail =
-      desc ? area(*table, r.driver, avail_bytes(r.size), kAvailAlign, error, "available ring") : nullptr;
-  uint8_t* used =
-      avail ? area(*table, r.device, used_bytes(r.size), kUsedAlign, error, "used ring") : nullptr;
-  if (!used) return false;
-
-  // Compared here and not as addresses: two regions may show the same bytes.
-  auto apart = [](const uint8_t* a, uint64_t a_bytes, const uint8_t* b, uint64_t b_bytes) {
-    return a + a_bytes <= b || b + b_bytes <= a;
-  };
-  if (!apart(desc, desc_bytes(r.size), avail, avail_bytes(r.size)) ||
-      !apart(desc, desc_bytes(r.size), used, used_bytes(r.size)) ||
-      !apart(avail, avail_bytes(r.size), used, used_bytes(r.size)))
-    return fail("ring areas overlap");
-  // The peer's memory is one file (decision D5), and the dirty log counts in that file.
-  const Mapping* home = table->find(r.desc)->mapping.get();
-  if (table->find(r.driver)->mapping.get() != home || table->find(r.device)->mapping.get() != home)
-    return fail("ring areas are in different mappings");
-
-  desc_ = reinterpret_cast<const VirtqDesc*>(desc);
-  avail_ = reinterpret_cast<VirtqAvail*>(avail);
-  used_ = reinterpret_cast<VirtqUsed*>(used);
-  size_ = r.size;
+  if (!valid_ring_size(r.size)) {
+    if (error) *error = "ring size is not a power of two from 1 to 32768";
+    return false;
+  }
+  Area desc = {r.desc, desc_bytes(r.size), kDescAlign, "descriptor table"};
+  Area avail = {r.driver, avail_bytes(r.size), kAvailAlign, "available ring"};
+  Area used = {r.device, used_bytes(r.size), kUsedAlign, "used ring"};
+  if (!place(std::move(table), options, {&desc, &avail, &used}, error)) return false;
+  desc_ = reinterpret_cast<const VirtqDesc*>(desc.data);
+  avail_ = reinterpret_cast<VirtqAvail*>(avail.data);
+  used_ = reinterpret_cast<VirtqUsed*>(used.data);
   mask_ = static_cast<uint16_t>(r.size - 1);
   next_avail_ = seen_avail_ = used_idx_ = signalled_ = options.next_avail;
-  event_idx_ = options.features & kFeatureEventIdx;
-  indirect_ = options.features & kFeatureIndirect;
-  cache_.init(table.get(), options.writes_buffers);
-  log_base_ = home->data();
-  log_limit_ = home->size();
-  table_ = std::move(table);
   return true;
 }
 
@@ -130,29 +87,13 @@ void SplitDevice::write_suppression() {
   }
 }
 
-uint16_t SplitDevice::request_kicks(uint16_t from) {
+bool SplitDevice::request_kicks(uint16_t from) {
   kicks_ = Kicks::kWanted;
   if (event_idx_) write16(avail_event(), from);
   write16(&used_->flags, 0);
   // Either the driver sees the wish when it has published, or we see what it published.
   full_fence();
-  return load_acquire16(&avail_->idx);
-}
-
-bool SplitDevice::fetch_indirect(uint64_t address, VirtqDesc* out) {
-  if (uint8_t* at = cache_.translate(address, sizeof(VirtqDesc))) {
-    *out = fetch_desc(at);
-    return true;
-  }
-  // Tables need no alignment, so a descriptor may lie across two regions.
-  uint8_t bytes[sizeof(VirtqDesc)];
-  for (uint32_t i = 0; i < sizeof bytes; i++) {
-    uint8_t* at = cache_.translate(address + i, 1);
-    if (!at) return false;
-    bytes[i] = *static_cast<volatile uint8_t*>(at);
-  }
-  *out = fetch_desc(bytes);
-  return true;
+  return load_acquire16(&avail_->idx) == from;
 }
 
 }  // namespace vpci

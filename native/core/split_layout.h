@@ -67,6 +67,7 @@ struct RingAddresses {
 constexpr uint64_t kFeatureIndirect = 1ull << 28;
 constexpr uint64_t kFeatureEventIdx = 1ull << 29;
 constexpr uint64_t kFeatureVersion1 = 1ull << 32;
+constexpr uint64_t kFeaturePacked = 1ull << 34;
 
 // VIRTIO 1.3, 2.7.7.2 and 2.7.10: did the index pass `event` on its way from `before` to `now`?
 constexpr bool need_event(uint16_t event, uint16_t now, uint16_t before) {

@@ -9,7 +9,8 @@ packets=100000
 printf '%-10s %6s  %-22s %s\n' path bytes features 'instructions a packet'
 for bytes in 64 1518; do
   for path in sink source echo; do
-    for features in '' 'mergeable' 'mergeable event' 'mergeable log'; do
+    for features in '' 'mergeable' 'mergeable event' 'mergeable log' 'mergeable packed' \
+      'mergeable log packed'; do
       # shellcheck disable=SC2086
       valgrind --tool=callgrind --callgrind-out-file="$out" --toggle-collect='device_side*' \
         "$program" $path $bytes $packets $features >"$out.n" 2>"$out.log"

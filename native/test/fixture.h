@@ -14,7 +14,7 @@
 #include "../core/mapping.h"
 #include "../core/peer_queue.h"
 #include "../core/region_table.h"
-#include "../core/split_layout.h"
+#include "../core/split_device.h"
 #include "check.h"
 
 namespace vpci::test {

@@ -4,7 +4,7 @@
 #include <cstdlib>
 
 #include "../core/control_queue.h"
-#include "fixture.h"
+#include "packed_fixture.h"
 
 using namespace vpci;
 using namespace vpci::test;
@@ -60,9 +60,39 @@ void scribble(Input& in, const Memory& m, const RawRing& ring) {
   }
 }
 
+void scribble(Input& in, const Memory& m, RawPacked& ring) {
+  auto place = [&] { return kBase + in.word() % kBytes; };
+  auto flags = [&] { return static_cast<uint16_t>(in.byte() & 7); };
+  const uint32_t i = in.byte() % ring.at.size;
+  switch (in.byte() % 8) {
+    case 0: ring.desc(i) = {in.quad(), in.word(), in.word(), in.word()}; break;
+    case 1:
+    case 2: {  // a chain, sound in form
+      std::vector<VirtqDesc> chain;
+      for (uint32_t n = 1 + in.byte() % 3; n > 0; n--) chain.push_back({place(), in.word(), flags(), 0});
+      if (chain.size() <= ring.at.size) ring.offer(in.word(), chain);
+      break;
+    }
+    case 3: ring.put({place(), in.word(), flags(), 0}, in.word()); break;
+    case 4: {  // an indirect table
+      const uint64_t at = kBase + in.word() % (kBytes - 256);
+      for (uint32_t k = 0; k < 4; k++) {
+        const PackedDesc d = {place(), in.word(), in.word(), in.word()};
+        std::memcpy(m.mapping->data() + (at - kBase) + 16 * k, &d, 16);
+      }
+      ring.offer(in.word(), {{at, 16u * (in.byte() % 6), static_cast<uint16_t>(kDescIndirect | (in.byte() & 3)), 0}});
+      break;
+    }
+    case 5: ring.desc(i).flags = in.word(); break;
+    case 6: ring.driver_event() = event_word(in.word(), in.word()); break;
+    case 7: ring.avail = static_cast<Position>((ring.avail & kPositionWrap) | i); break;
+  }
+}
+
 void run(const uint8_t* data, size_t size) {
   Input in{data, size};
   uint8_t setup = in.byte();
+  const bool packed = setup & 32;
   uint64_t features = kFeatureVersion1 | kFeatureIndirect;
   if (setup & 1) features |= kFeatureEventIdx;
   if (setup & 2) features |= kNetMrgRxbuf;
@@ -72,7 +102,8 @@ void run(const uint8_t* data, size_t size) {
   static const Memory& m =
       *new Memory(kBytes, kBase, {{kBase, kBytes / 2, 0}, {kBase + kBytes / 2, kBytes / 2, kBytes / 2}});
   std::memset(m.mapping->data(), 0, kBytes);
-  uint32_t ring_size = 1u << (in.byte() % 6);
+  if (packed) features |= kFeaturePacked;
+  const uint32_t ring_size = 1u << (in.byte() % 6), packed_size = 1 + in.byte() % 40u;
   RawRing tx(m, kBase, ring_size), rx(m, kBase + 0x4000, ring_size), control(m, kBase + 0x8000, ring_size);
   PeerQueueOptions o;
   o.table = m.table;
@@ -80,8 +111,19 @@ void run(const uint8_t* data, size_t size) {
   o.transmit.emplace().ring = tx.at;
   o.receive.emplace().ring = rx.at;
   o.transmit->next_avail = o.receive->next_avail = in.word();
-  tx.start(o.transmit->next_avail);
-  rx.start(o.receive->next_avail);
+  RawPacked packed_tx(m, kBase, packed_size), packed_rx(m, kBase + 0x4000, packed_size);
+  if (packed) {
+    o.transmit->ring = packed_tx.at;
+    o.receive->ring = packed_rx.at;
+    const Position start = o.transmit->next_avail;
+    o.transmit->next_avail = o.receive->next_avail =
+        static_cast<Position>((start & kPositionWrap) | offset_of(start) % packed_size);
+    packed_tx.start(o.transmit->next_avail);
+    packed_rx.start(o.receive->next_avail);
+  } else {
+    tx.start(o.transmit->next_avail);
+    rx.start(o.receive->next_avail);
+  }
   std::string error;
   auto q = PeerQueue::create(o, &error);
   auto device = ControlDevice::create(m.table, control.at, 4096, &error);
@@ -105,10 +147,20 @@ void run(const uint8_t* data, size_t size) {
     switch (op % 16) {
       case 0:
       case 1:
-      case 2: scribble(in, m, tx); break;
+      case 2:
+        if (packed)
+          scribble(in, m, packed_tx);
+        else
+          scribble(in, m, tx);
+        break;
       case 3:
       case 4:
-      case 5: scribble(in, m, rx); break;
+      case 5:
+        if (packed)
+          scribble(in, m, packed_rx);
+        else
+          scribble(in, m, rx);
+        break;
       case 6: scribble(in, m, control); break;
       case 7:
         if (!burst.empty()) q->release(burst, burst.count());

@@ -1,7 +1,7 @@
 // Live migration without a VM: a guest on a thread of its own, whose rings a worker serves; a migrator that reads and
 // clears the log as QEMU does, copies pages while both run, stops them, takes the last bits, and compares every page.
-// Then the guest goes on in the copy. MIGRATIONS=N: how many times (default 12). The Makefile builds this once more
-// for each kind of write that can be left unlogged, and there it has to fail.
+// Then the guest goes on in the copy. With split and with packed rings. MIGRATIONS=N: how many times (default 12). The
+// Makefile builds this once more for each kind of write that can be left unlogged, and there it has to fail.
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -13,7 +13,7 @@
 #include "../core/source_queue.h"
 #include "../core/test_frame.h"
 #include "../core/worker.h"
-#include "fixture.h"
+#include "packed_fixture.h"
 
 namespace vpci::test {
 namespace {
@@ -41,19 +41,77 @@ std::unique_ptr<Memory> new_memory() {
       kFileBytes, kLow, std::vector<std::array<uint64_t, 3>>{{kLow, kLowBytes, 0}, {kHigh, kHighBytes, kLowBytes}});
 }
 
+// Pages of the file that the vCPU has written to since they were taken: QEMU learns of those without us.
+struct GuestPages {
+  std::array<std::atomic<bool>, kFileBytes / kPage> pages{};
+  void add(uint64_t address) {
+    const uint64_t offset = address >= kHigh ? address - kHigh + kLowBytes : address - kLow;
+    pages[offset / kPage].store(true, std::memory_order_release);
+  }
+  bool take(uint64_t page) { return pages[page].exchange(false, std::memory_order_acq_rel); }
+};
+
+// A driver's half of a ring, of either format: one descriptor a chain.
+struct SplitHalf {
+  static constexpr uint64_t kRing = 0;
+  static constexpr uint16_t kStart = 0;
+  RawRing ring;
+  uint16_t seen = 0, before = 0;
+  SplitHalf(Memory& m, uint64_t address, uint32_t size) : ring(m, address, size) {}
+  void follow(const SplitHalf& other) {
+    ring.avail_idx = other.ring.avail_idx;
+    seen = other.seen;
+  }
+  void offer(GuestPages& written, uint16_t id, uint64_t address, uint32_t length, uint16_t flags) {
+    ring.desc(id) = {address, length, flags, 0};
+    written.add(ring.at.desc + 16ull * id);
+    ring.offer(id);
+    written.add(ring.at.driver);
+  }
+  // The next used id, or 65536.
+  uint32_t take(uint32_t* length) {
+    if (load_acquire16(&ring.used().idx) == seen) return 65536;
+    const VirtqUsedElem e = ring.used_at(seen++);
+    *length = e.len;
+    return e.id;
+  }
+  void begin() { before = ring.avail_idx; }
+  bool offered() const { return before != ring.avail_idx; }
+  // VIRTIO 1.3, 2.7.13.4.1
+  bool wants_kick() const { return need_event(load_relaxed16(&ring.avail_event()), ring.avail_idx, before); }
+};
+struct PackedHalf {
+  static constexpr uint64_t kRing = kFeaturePacked;
+  static constexpr uint16_t kStart = kPackedStart;
+  RawPacked ring;
+  Position before = 0;
+  PackedHalf(Memory& m, uint64_t address, uint32_t size) : ring(m, address, size) {}
+  void follow(const PackedHalf& other) {
+    ring.avail = other.ring.avail;
+    ring.used = other.ring.used;
+    ring.lengths = other.ring.lengths;
+  }
+  void offer(GuestPages& written, uint16_t id, uint64_t address, uint32_t length, uint16_t flags) {
+    const uint64_t at = ring.at.desc + 16ull * offset_of(ring.avail);
+    ring.offer(id, {{address, length, flags, 0}});
+    written.add(at);
+  }
+  uint32_t take(uint32_t* length) { return ring.take(length); }
+  void begin() { before = ring.avail; }
+  bool offered() const { return before != ring.avail; }
+  bool wants_kick() const { return ring.wants_kick(before); }
+};
+
 // The peer: a virtio-net driver by hand. What it has learnt is its own state and goes with it; everything else is in
 // the memory.
+template <class Half>
 class Guest {
  public:
-  explicit Guest(Memory& memory) : memory_(&memory), rx_(memory, kRx, kRxSize), tx_(memory, kTx, kTxSize) {
-    for (uint16_t i = 0; i < kRxSize; i++) {
-      rx_.desc(i) = {kRxData + uint64_t{i} * kBufferBytes, kBufferBytes, kDescWrite, 0};
-      rx_.offer(i);
-    }
-    for (uint16_t i = 0; i < kTxSize; i++) {
-      tx_.desc(i) = {kTxData + uint64_t{i} * kBufferBytes, 12 + kFrame, 0, 0};
-      send(i);
-    }
+  explicit Guest(Memory& memory) : memory_(&memory) {
+    rx_ = std::make_unique<Half>(memory, kRx, kRxSize);
+    tx_ = std::make_unique<Half>(memory, kTx, kTxSize);
+    for (uint16_t i = 0; i < kRxSize; i++) give(i);
+    for (uint16_t i = 0; i < kTxSize; i++) send(i);
   }
   ~Guest() { stop(); }
 
@@ -70,14 +128,12 @@ class Guest {
   }
   // To where the memory was copied. Stopped.
   void move(Memory& to) {
-    const uint16_t rx = rx_.avail_idx, tx = tx_.avail_idx;
+    auto rx = std::make_unique<Half>(to, kRx, kRxSize), tx = std::make_unique<Half>(to, kTx, kTxSize);
+    rx->follow(*rx_);
+    tx->follow(*tx_);
     memory_ = &to;
-    rx_.~RawRing();
-    tx_.~RawRing();
-    new (&rx_) RawRing(to, kRx, kRxSize);
-    new (&tx_) RawRing(to, kTx, kTxSize);
-    rx_.avail_idx = rx;
-    tx_.avail_idx = tx;
+    rx_ = std::move(rx);
+    tx_ = std::move(tx);
   }
   // Only what is under way already. Stopped.
   void drain() {
@@ -86,19 +142,10 @@ class Guest {
     }
   }
 
-  const RingAddresses& receiveq() const { return rx_.at; }
-  const RingAddresses& transmitq() const { return tx_.at; }
-  // The vCPU wrote it: QEMU learns of that without us.
-  static bool writes(uint64_t file_page) {
-    const uint64_t at = file_page * kPage;
-    auto in = [at](uint64_t address, uint64_t bytes) {
-      const uint64_t offset = address >= kHigh ? address - kHigh + kLowBytes : address - kLow;
-      return at >= offset && at < offset + bytes;
-    };
-    return in(kRx, desc_bytes(kRxSize) + kPage) || in(kTx, desc_bytes(kTxSize) + kPage) ||
-           in(kTxData, uint64_t{kTxSize} * kBufferBytes);
-  }
+  const RingAddresses& receiveq() const { return rx_->ring.at; }
+  const RingAddresses& transmitq() const { return tx_->ring.at; }
 
+  GuestPages written;
   const int rx_kick = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), tx_kick = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   std::atomic<uint64_t> received{0}, sent{0};
   uint64_t skipped = 0;  // numbers that never came: refused before they were in the ring
@@ -106,39 +153,43 @@ class Guest {
 
  private:
   bool turn() {
-    const uint16_t rx_before = rx_.avail_idx, tx_before = tx_.avail_idx;
-    for (uint16_t idx = load_acquire16(&rx_.used().idx); rx_seen_ != idx;) {
-      const VirtqUsedElem first = rx_.used_at(rx_seen_);
-      if (first.id >= kRxSize) {
-        wrong++;
-        return false;
-      }
-      uint8_t header[12];
-      std::memcpy(header, memory_->at(kRxData + first.id * kBufferBytes), 12);
-      const uint16_t buffers = static_cast<uint16_t>(header[10] | header[11] << 8);
+    rx_->begin();
+    tx_->begin();
+    uint32_t used = 0;
+    for (uint32_t id; (id = rx_->take(&used)) != 65536;) {
       uint8_t frame[8192];
-      uint32_t length = 0;
-      for (uint16_t k = 0; k < std::max<uint16_t>(buffers, 1) && rx_seen_ != idx; k++, rx_seen_++) {
-        const VirtqUsedElem e = rx_.used_at(rx_seen_);
+      uint32_t length = 0, buffers = 1;
+      for (uint32_t k = 0; k < buffers; k++) {
+        // All buffers of a frame come at once.
+        if (k > 0) id = rx_->take(&used);
         const uint32_t skip = k == 0 ? 12 : 0;
-        if (e.id < kRxSize && e.len > skip && e.len <= kBufferBytes && length + e.len - skip <= sizeof frame) {
-          std::memcpy(frame + length, memory_->at(kRxData + e.id * kBufferBytes) + skip, e.len - skip);
-          length += e.len - skip;
-          rx_.offer(static_cast<uint16_t>(e.id));
-        } else {
+        if (id >= kRxSize || used <= skip || used > kBufferBytes || length + used - skip > sizeof frame) {
           wrong++;
+          return false;
         }
+        const uint8_t* at = memory_->at(kRxData + id * kBufferBytes);
+        if (k == 0) buffers = at[10] | at[11] << 8;
+        std::memcpy(frame + length, at + skip, used - skip);
+        length += used - skip;
+        give(static_cast<uint16_t>(id));
       }
       check(frame, length);
     }
-    for (uint16_t idx = load_acquire16(&tx_.used().idx); tx_seen_ != idx; tx_seen_++) {
-      const uint32_t id = tx_.used_at(tx_seen_).id;
-      if (id >= kTxSize) wrong++;
-      else if (sending_) send(static_cast<uint16_t>(id));
+    for (uint32_t id; (id = tx_->take(&used)) != 65536;) {
+      if (id >= kTxSize) {
+        wrong++;
+        return false;
+      }
+      if (sending_) send(static_cast<uint16_t>(id));
     }
-    kick(rx_, rx_before, rx_kick);
-    kick(tx_, tx_before, tx_kick);
-    return rx_before != rx_.avail_idx || tx_before != tx_.avail_idx;
+    const bool offered = rx_->offered() || tx_->offered();
+    kick(*rx_, rx_kick);
+    kick(*tx_, tx_kick);
+    return offered;
+  }
+
+  void give(uint16_t id) {
+    rx_->offer(written, id, kRxData + uint64_t{id} * kBufferBytes, kBufferBytes, kDescWrite);
   }
 
   void check(const uint8_t* frame, uint32_t length) {
@@ -171,22 +222,22 @@ class Guest {
     const StreamHeader header{kMagic, 2, number, kFrame, header_sum(frame, number, kFrame)};
     std::memcpy(frame + kEthernetBytes, &header, sizeof header);
     write_pattern(frame + kPatternAt, kFrame - kPatternAt, number);
+    written.add(kTxData + uint64_t{id} * kBufferBytes);
     sent.store(number + 1, std::memory_order_relaxed);
-    tx_.offer(id);
+    tx_->offer(written, id, kTxData + uint64_t{id} * kBufferBytes, 12 + kFrame, 0);
   }
 
-  // VIRTIO 1.3, 2.7.13.4.1: by the device's wish alone, so that a wish that got lost stalls the guest.
-  static void kick(RawRing& ring, uint16_t before, int fd) {
-    if (ring.avail_idx == before) return;
+  // By the device's wish alone, so that a wish that got lost stalls the guest.
+  static void kick(Half& half, int fd) {
+    if (!half.offered()) return;
     full_fence();
-    if (!need_event(load_relaxed16(&ring.avail_event()), ring.avail_idx, before)) return;
+    if (!half.wants_kick()) return;
     const uint64_t one = 1;
     if (::write(fd, &one, sizeof one) != sizeof one) return;  // full: it is readable anyway
   }
 
   Memory* memory_;
-  RawRing rx_, tx_;
-  uint16_t rx_seen_ = 0, tx_seen_ = 0;
+  std::unique_ptr<Half> rx_, tx_;
   uint64_t next_ = 0;
   bool sending_ = true;
   std::atomic<bool> run_{false};
@@ -223,11 +274,12 @@ struct Receiver {
   }
 
   // `log` is in force before the first packet.
-  void attach(const Memory& memory, const Guest& guest, uint16_t transmit, uint16_t receive,
+  template <class Half>
+  void attach(const Memory& memory, const Guest<Half>& guest, uint16_t transmit, uint16_t receive,
               std::shared_ptr<const DirtyLog> log) {
     PeerQueueOptions o;
     o.table = memory.table;
-    o.features = kFeatures;
+    o.features = kFeatures | Half::kRing;
     o.transmit.emplace();
     o.transmit->ring = guest.transmitq();
     o.transmit->next_avail = transmit;
@@ -263,8 +315,10 @@ class Migrator {
   }
 
   // Moves the driver's bits to QEMU's log, takes them from there, copies what they say.
-  void pass(const Memory& from, const Memory& to) {
+  void pass(const Memory& from, const Memory& to, GuestPages& written) {
     sync();
+    for (uint64_t page = 0; page < dirty_.size(); page++)
+      if (written.take(page)) dirty_[page] = true;
     for (uint64_t page = 0; page < dirty_.size(); page++) {
       if (!dirty_[page]) continue;
       dirty_[page] = false;
@@ -273,10 +327,6 @@ class Migrator {
     }
   }
   void all_dirty() { dirty_.assign(dirty_.size(), true); }
-  void guest_wrote() {
-    for (uint64_t page = 0; page < dirty_.size(); page++)
-      if (Guest::writes(page)) dirty_[page] = true;
-  }
   // The number of pages that differ.
   static uint64_t differing(const Memory& a, const Memory& b) {
     uint64_t n = 0;
@@ -317,13 +367,14 @@ class Migrator {
 
 void pause_us(uint64_t us) { ::usleep(static_cast<useconds_t>(us)); }
 
+template <class Half>
 void run(Worker::Mode mode, uint32_t bytes, int rounds, uint64_t seed) {
   check::Random random(seed);
   auto here = new_memory(), there = new_memory();
-  Guest guest(*here);
+  Guest<Half> guest(*here);
   Receiver receiver(mode, bytes);
   Migrator migrator;
-  receiver.attach(*here, guest, 0, 0, nullptr);
+  receiver.attach(*here, guest, Half::kStart, Half::kStart, nullptr);
   guest.start();
   for (int round = 0; round < rounds && !check::failing(); round++) {
     // It works here, whatever happened before.
@@ -335,7 +386,7 @@ void run(Worker::Mode mode, uint32_t bytes, int rounds, uint64_t seed) {
     receiver.set_log(migrator.driver_log);
     migrator.all_dirty();
     for (uint64_t passes = 1 + random.below(4); passes > 0; passes--) {
-      migrator.pass(*here, *there);
+      migrator.pass(*here, *there, guest.written);
       pause_us(random.below(1500));
     }
     if (random.below(4) == 0) {  // cancelled
@@ -346,14 +397,13 @@ void run(Worker::Mode mode, uint32_t bytes, int rounds, uint64_t seed) {
       receiver.detach();
       const uint16_t transmit = receiver.queue->next_avail(true), receive = receiver.queue->next_avail(false);
       receiver.attach(*here, guest, transmit, receive, migrator.driver_log);
-      migrator.pass(*here, *there);
+      migrator.pass(*here, *there, guest.written);
       pause_us(random.below(1000));
     }
     guest.stop();
     pause_us(random.below(300));  // the driver goes on until it is told
     receiver.detach();
-    migrator.guest_wrote();
-    migrator.pass(*here, *there);
+    migrator.pass(*here, *there, guest.written);
     const uint64_t differing = Migrator::differing(*here, *there);
     CHECK_EQ(differing, 0);
     if (differing) break;
@@ -388,13 +438,27 @@ void run(Worker::Mode mode, uint32_t bytes, int rounds, uint64_t seed) {
 }  // namespace
 
 TEST("migration: the copy has every page as it was, and nothing that the rings accepted is lost, when polling") {
-  run(Worker::Mode::kPoll, 200, migrations(), 1);
+  run<SplitHalf>(Worker::Mode::kPoll, 200, migrations(), 1);
 }
 
-TEST("migration: the same when the worker sleeps between bursts") { run(Worker::Mode::kInterrupt, 100, migrations(), 2); }
+TEST("migration: the same when the worker sleeps between bursts") {
+  run<SplitHalf>(Worker::Mode::kInterrupt, 100, migrations(), 2);
+}
 
 TEST("migration: the same for frames over several merged buffers") {
-  run(Worker::Mode::kAdaptive, 5000, migrations(), 3);
+  run<SplitHalf>(Worker::Mode::kAdaptive, 5000, migrations(), 3);
+}
+
+TEST("migration: the same with packed rings, when polling") {
+  run<PackedHalf>(Worker::Mode::kPoll, 200, migrations(), 4);
+}
+
+TEST("migration: the same with packed rings and a worker that sleeps") {
+  run<PackedHalf>(Worker::Mode::kInterrupt, 100, migrations(), 5);
+}
+
+TEST("migration: the same with packed rings and merged buffers") {
+  run<PackedHalf>(Worker::Mode::kAdaptive, 5000, migrations(), 6);
 }
 
 }  // namespace vpci::test

@@ -1,0 +1,149 @@
+// What the device sides of split and packed rings have in common: where a ring lies, the addresses of its
+// buffers, and the log of what is written. Trusts nothing the driver writes. Knows no ring format.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <string>
+
+#include "address_cache.h"
+#include "dirty_log.h"
+#include "region_table.h"
+#include "split_layout.h"
+
+namespace vpci {
+
+// What the walk over a chain came to.
+enum class Walk : uint8_t {
+  kDone,
+  kStopped,    // the visitor had enough
+  kMalformed,  // DeviceRing::cause() says why
+};
+
+class DeviceRing {
+ public:
+  struct Options {
+    RingAddresses ring;
+    uint16_t next_avail = 0;
+    uint64_t features = 0;        // EVENT_IDX and INDIRECT are looked at
+    bool writes_buffers = false;  // data buffers have to lie in writable mappings
+  };
+
+  uint32_t size() const { return size_; }
+  // Why the ring is malformed; nullptr while it is not.
+  const char* cause() const { return cause_; }
+  AddressCache& addresses() { return cache_; }
+
+  // -- dirty log --------------------------------------------------------------------------------------------
+  // Between bursts only, while the old log is still there: what was written until then is in it.
+  void set_log(const DirtyLog* log) {
+    log_pending();
+    log_ = log;
+  }
+  const DirtyLog* log() const { return log_; }
+  // `length` bytes of a buffer are written at `data`, which lies in the mapping of the ring. publish logs them:
+  // they have to be there by then, or now already when can_mark says no.
+  void mark(const uint8_t* data, uint64_t length) {
+    if (is_logged(Written::kBuffer)) mark_later(data, length);
+  }
+  // True while the pages of `length` bytes can wait for the publish; else mark may log all that wait.
+  bool can_mark(uint64_t length) const {
+    return pending_ + (length >> DirtyLog::kPageShift) + 2 <= kPendingPages;
+  }
+
+ protected:
+  struct Area {
+    uint64_t address;
+    uint64_t bytes;
+    uint64_t align;
+    const char* name;
+    uint8_t* data = nullptr;
+  };
+  // Finds the three areas of a ring. False, with the reason in `error`, when they cannot be there.
+  bool place(std::shared_ptr<const RegionTable> table, const Options& options, std::initializer_list<Area*> areas,
+             std::string* error);
+
+  // Pages wait here for the publish, so that one fence serves all of them; a page that comes again was
+  // written before that fence too. What publish itself writes waits for the next fence: the next publish's, or
+  // that of needs_signal.
+  void mark_later(const uint8_t* data, uint64_t length) {
+    uint64_t at = static_cast<uint64_t>(data - log_base_);
+    if (length == 0 || at >= log_limit_) return;
+    for (uint64_t page = at >> DirtyLog::kPageShift; page <= (at + length - 1) >> DirtyLog::kPageShift;
+         page++) {
+      if (pending_ != 0 && pending_pages_[pending_ - 1] == page) continue;
+      if (pending_ == kPendingPages) log_pending();
+      pending_pages_[pending_++] = page;
+    }
+  }
+  void log_pending() {
+    if (pending_ == 0) return;
+    full_fence();
+    log_fenced();
+  }
+  void log_fenced() {
+    if (pending_ != 0) log_->mark_fenced(pending_pages_, pending_);
+    pending_ = 0;
+  }
+  void mark_now(const void* data, uint64_t length) const {
+    log_->mark(static_cast<uint64_t>(static_cast<const uint8_t*>(data) - log_base_), length);
+  }
+
+  Walk malformed(const char* cause) {
+    cause_ = cause;
+    return Walk::kMalformed;
+  }
+  // One descriptor of a chain; `total` and `writable_seen` run through the chain.
+  template <class Visit>
+  Walk visit_buffer(const VirtqDesc& d, uint64_t& total, bool& writable_seen, Visit&& visit);
+  // The entries of the table that `d` refers to; 0 with cause() set when there can be no such table.
+  uint32_t indirect_entries(const VirtqDesc& d);
+  bool fetch_indirect(uint64_t address, VirtqDesc* out);
+
+  uint32_t size_ = 0;
+  bool event_idx_ = false;
+  bool indirect_ = false;
+  AddressCache cache_;
+  const char* cause_ = nullptr;
+  const DirtyLog* log_ = nullptr;
+  uint32_t pending_ = 0;
+
+ private:
+  static uint8_t* find(const RegionTable& table, const Area& area, std::string* error);
+
+  const uint8_t* log_base_ = nullptr;
+  uint64_t log_limit_ = 0;
+  // Two pages for each packet of a burst, and what the used ring needs.
+  static constexpr uint32_t kPendingPages = 160;
+  uint64_t pending_pages_[kPendingPages];
+  std::shared_ptr<const RegionTable> table_;
+};
+
+template <class Visit>
+Walk DeviceRing::visit_buffer(const VirtqDesc& d, uint64_t& total, bool& writable_seen, Visit&& visit) {
+  bool writable = d.flags & kDescWrite;
+  if (d.len == 0) return malformed("descriptor of zero length");
+  // VIRTIO 1.3, 2.7.4.2 and 2.8.17
+  if (writable_seen && !writable) return malformed("readable descriptor behind a writable one");
+  writable_seen = writable;
+  // VIRTIO 1.3, 2.7.5.2
+  total += d.len;
+  if (total > 1ull << 32) return malformed("chain of more than 2^32 bytes");
+  uint64_t address = d.addr;
+  uint32_t left = d.len;
+  if (left - 1 > UINT64_MAX - address) return malformed("buffer wraps around the end of the address space");
+  // Usually one round; a buffer that goes on in the next region takes another.
+  while (true) {
+    RegionTable::Span s = cache_.span(address);
+    if (!s.data) return malformed("buffer address is in no region");
+    uint32_t piece = static_cast<uint32_t>(std::min<uint64_t>(left, s.length));
+    if (!visit(s.data, piece, writable)) return Walk::kStopped;
+    left -= piece;
+    if (left == 0) return Walk::kDone;
+    address += piece;
+  }
+}
+
+}  // namespace vpci

@@ -1,0 +1,428 @@
+// Device side of the packed ring against hand-written rings: every malformed one by table, laps of every size with
+// the marks that a killed device leaves, requests of several buffers.
+#include <thread>
+
+#include "../core/net_header.h"
+#include "packed_fixture.h"
+
+using namespace vpci;
+using namespace vpci::test;
+using namespace vpci::test::packed;
+
+namespace {
+
+constexpr uint64_t kTable = kBase + 0x30000;
+
+struct Bad {
+  const char* name;
+  void (*write)(RawPacked& ring, uint16_t write);
+  const char* cause;
+  uint64_t features = kPlain | kFeatureIndirect;
+};
+
+void table_entry(const RawPacked& r, uint32_t i, PackedDesc d) {
+  (&r.memory.ref<PackedDesc>(kTable))[i] = d;
+}
+
+// Ring of 8; `w` is WRITE in a receiveq.
+const Bad kBad[] = {
+    {"endless chain",
+     [](RawPacked& r, uint16_t w) {
+       for (int i = 0; i < 8; i++) r.put({kData, 16, static_cast<uint16_t>(w | kDescNext), 0});
+     },
+     "longer than the ring has room"},
+    {"endless chain behind another",
+     [](RawPacked& r, uint16_t w) {
+       r.offer(1, {{kData, 4, w, 0}});  // too short for a packet: dropped
+       for (int i = 0; i < 7; i++) r.put({kData, 16, static_cast<uint16_t>(w | kDescNext), 0});
+     },
+     "longer than the ring has room"},
+    {"no region", [](RawPacked& r, uint16_t w) { r.offer(0, {{0x1000, 100, w, 0}}); }, "no region"},
+    {"one byte behind",
+     [](RawPacked& r, uint16_t w) { r.offer(0, {{kBase + kBytes - 99, 100, w, 0}}); }, "no region"},
+    {"wrap", [](RawPacked& r, uint16_t w) { r.offer(0, {{UINT64_MAX - 10, 100, w, 0}}); }, "wraps"},
+    {"zero length", [](RawPacked& r, uint16_t w) { r.offer(0, {{kData, 0, w, 0}}); }, "zero length"},
+    {"zero length first",
+     [](RawPacked& r, uint16_t w) { r.offer(0, {{kData, 0, w, 0}, {kData, 100, w, 0}}); }, "zero length"},
+    {"zero length last",
+     [](RawPacked& r, uint16_t w) { r.offer(0, {{kData, 100, w, 0}, {kData, 0, w, 0}}); }, "zero length"},
+    {"indirect without feature",
+     [](RawPacked& r, uint16_t w) {
+       table_entry(r, 0, {kData, 100, 0, w});
+       r.offer(0, {{kTable, 16, kDescIndirect, 0}});
+     },
+     "without the feature", kPlain},
+    {"indirect first of a list",
+     [](RawPacked& r, uint16_t w) {
+       table_entry(r, 0, {kData, 100, 0, w});
+       r.offer(0, {{kTable, 16, kDescIndirect, 0}, {kData, 100, w, 0}});
+     },
+     "indirect descriptor with NEXT"},
+    {"indirect last of a list",
+     [](RawPacked& r, uint16_t w) {
+       table_entry(r, 0, {kData, 100, 0, w});
+       r.offer(0, {{kData, 4, w, 0}, {kTable, 16, kDescIndirect, 0}});
+     },
+     "indirect descriptor with NEXT"},
+    {"indirect empty", [](RawPacked& r, uint16_t) { r.offer(0, {{kTable, 0, kDescIndirect, 0}}); },
+     "indirect table"},
+    {"indirect odd", [](RawPacked& r, uint16_t) { r.offer(0, {{kTable, 24, kDescIndirect, 0}}); },
+     "indirect table"},
+    {"indirect huge", [](RawPacked& r, uint16_t) { r.offer(0, {{kTable, 16 * 32769, kDescIndirect, 0}}); },
+     "too big"},
+    {"indirect nowhere", [](RawPacked& r, uint16_t) { r.offer(0, {{0x20, 16, kDescIndirect, 0}}); },
+     "indirect table is in no region"},
+    {"indirect wraps", [](RawPacked& r, uint16_t) { r.offer(0, {{UINT64_MAX - 8, 16, kDescIndirect, 0}}); },
+     "indirect table wraps"},
+    {"indirect longer than the ring",
+     [](RawPacked& r, uint16_t w) {
+       for (uint16_t i = 0; i < 9; i++) table_entry(r, i, {kData, 32, 0, w});
+       r.offer(0, {{kTable, 9 * 16, kDescIndirect, 0}});
+     },
+     "longer than the ring"},
+    {"indirect zero length",
+     [](RawPacked& r, uint16_t w) {
+       table_entry(r, 0, {kData, 0, 0, w});
+       r.offer(0, {{kTable, 16, kDescIndirect, 0}});
+     },
+     "zero length"},
+    {"indirect zero length last",
+     [](RawPacked& r, uint16_t w) {
+       table_entry(r, 0, {kData, 20, 0, w});
+       table_entry(r, 1, {kData, 0, 0, w});
+       r.offer(0, {{kTable, 32, kDescIndirect, 0}});
+     },
+     "zero length"},
+};
+
+}  // namespace
+
+TEST("packed: a malformed ring breaks its side with the cause, in both directions, at the start and over the end") {
+  for (Position start : {kPackedStart, Position{7}, Position{kPositionWrap | 5}}) {
+    for (bool transmit : {true, false}) {
+      for (const Bad& bad : kBad) {
+        Memory m(kBytes);
+        RawPacked ring(m, kBase, 8);
+        ring.start(start);
+        auto q = queue_for(m, ring, transmit, bad.features);
+        bad.write(ring, transmit ? 0 : kDescWrite);
+        Burst burst(64);
+        Frames frames;
+        frames.add(300, 1);
+        for (int i = 0; i < 2; i++) {
+          if (transmit)
+            CHECK_EQ(q->receive(burst), 0);
+          else
+            q->send(frames.burst);
+        }
+        if (!q->broken(!transmit) || !std::strstr(q->broken(!transmit), bad.cause)) {
+          std::fprintf(stderr, "  row '%s' (%s): %s\n", bad.name, transmit ? "transmitq" : "receiveq",
+                       q->broken(!transmit) ? q->broken(!transmit) : "not broken");
+          check::failures()++;
+        }
+        CHECK(q->broken(transmit) == nullptr);
+        q->detached();
+        // Only a chain in front of the malformed one has been given back.
+        if (q->next_avail(transmit) != start) CHECK_EQ(ring.take(), 1);
+        CHECK_EQ(q->next_avail(transmit), ring.used);
+      }
+    }
+  }
+}
+
+TEST("packed: a descriptor whose flags say anything but available is not touched") {
+  for (uint16_t flags : {uint16_t{0}, uint16_t{kDescAvail | kDescUsed}, uint16_t{kDescUsed}, uint16_t{0x7f7f}}) {
+    Memory m(kBytes);
+    RawPacked ring(m, kBase, 8);
+    ring.desc(0) = {0x10, 0, 99, static_cast<uint16_t>(flags & ~(flags == 0x7f7f ? 0x80 : 0))};
+    auto q = queue_for(m, ring, true);
+    Burst burst(64);
+    CHECK_EQ(q->receive(burst), 0);
+    CHECK(q->broken(false) == nullptr);
+    q->detached();
+    CHECK_EQ(q->next_avail(true), kPackedStart);
+    CHECK_EQ(ring.desc(0).id, 99);
+  }
+}
+
+TEST("packed: a chain in the wrong direction, or writable before readable, breaks the ring") {
+  struct Row {
+    bool transmit;
+    uint16_t first, second;
+    const char* cause;
+  };
+  for (const Row& row : {Row{true, kDescWrite, 0, "writable descriptor in a transmitq"},
+                         Row{true, 0, kDescWrite, "writable descriptor in a transmitq"},
+                         Row{false, 0, kDescWrite, "readable descriptor in a receiveq"},
+                         Row{false, kDescWrite, 0, "readable descriptor behind a writable one"}}) {
+    Memory m(kBytes);
+    RawPacked ring(m, kBase, 8);
+    ring.offer(0, {{kData, 64, row.first, 0}, {kData + 64, 2048, row.second, 0}});
+    auto q = queue_for(m, ring, row.transmit);
+    Burst burst(64);
+    Frames frames;
+    frames.add(100, 1);
+    if (row.transmit)
+      q->receive(burst);
+    else
+      q->send(frames.burst);
+    CHECK_TEXT(q->broken(!row.transmit), row.cause);
+  }
+}
+
+TEST("packed: the packets in front of a malformed chain are delivered, and the position stays in front of it") {
+  Memory m(kBytes);
+  RawPacked ring(m, kBase, 8);
+  for (uint16_t i = 0; i < 3; i++) ring.offer(i, {{kData + i * 256u, 112, 0, 0}});
+  for (int i = 0; i < 5; i++) ring.put({kData, 16, kDescNext, 0});
+  auto q = queue_for(m, ring, true);
+  Burst burst(64);
+  CHECK_EQ(q->receive(burst), 3);
+  q->release(burst, 3);
+  CHECK_EQ(q->receive(burst), 0);
+  CHECK_TEXT(q->broken(false), "longer than the ring");
+  q->detached();
+  CHECK_EQ(q->next_avail(true), kPositionWrap | 3);
+  for (uint16_t i = 0; i < 3; i++) CHECK_EQ(ring.take(), i);
+  CHECK_EQ(ring.take(), 65536);
+}
+
+TEST("packed: ring areas that are unaligned, overlap, leave their region, or a size or position that cannot be") {
+  Memory m(kBytes, kBase, {{kBase, 0x80000, 0}, {kBase + 0x80000, 0x80000, 0x80000}});
+  struct Row {
+    RingAddresses at;
+    Position start;
+    const char* why;
+  };
+  for (const Row& row : {
+           Row{{0, kBase, kBase + 0x1000, kBase + 0x2000}, 0, "size is not from 1 to 32768"},
+           Row{{32769, kBase, kBase + 0x1000, kBase + 0x2000}, 0, "size is not from 1 to 32768"},
+           Row{{8, kBase, kBase + 0x1000, kBase + 0x2000}, 8, "position is outside"},
+           Row{{8, kBase, kBase + 0x1000, kBase + 0x2000}, 0xffff, "position is outside"},
+           Row{{8, kBase + 8, kBase + 0x1000, kBase + 0x2000}, 0, "descriptor ring is unaligned"},
+           Row{{8, kBase, kBase + 0x1002, kBase + 0x2000}, 0, "driver event area is unaligned"},
+           Row{{8, kBase, kBase + 0x1000, kBase + 0x2002}, 0, "device event area is unaligned"},
+           Row{{8, kBase, kBase + 64, kBase + 0x2000}, 0, "overlap"},
+           Row{{8, kBase, kBase + 0x1000, kBase + 124}, 0, "overlap"},
+           Row{{8, kBase, kBase + 0x1000, kBase + 0x1000}, 0, "overlap"},
+           Row{{8, 0x1000, kBase + 0x1000, kBase + 0x2000}, 0, "descriptor ring is not inside"},
+           Row{{8, kBase, kBase + kBytes, kBase + 0x2000}, 0, "driver event area is not inside"},
+           Row{{8, kBase, kBase + 0x1000, UINT64_MAX - 3}, 0, "device event area is not inside"},
+           Row{{8, kBase + 0x80000 - 16, kBase + 0x1000, kBase + 0x2000}, 0, "descriptor ring is not inside"},
+       }) {
+    PackedDevice ring;
+    DeviceRing::Options o;
+    o.ring = row.at;
+    o.next_avail = row.start;
+    std::string error;
+    CHECK(!ring.init(m.table, o, &error));
+    CHECK_TEXT(error.c_str(), row.why);
+  }
+  Memory other(kBytes);
+  std::string error;
+  auto two = RegionTable::create({{0, 0x10000, m.mapping, 0}, {0x100000, 0x10000, other.mapping, 0}}, &error);
+  DeviceRing::Options o;
+  o.ring = {8, 0x1000, 0x2000, 0x100000};
+  PackedDevice apart;
+  CHECK(!apart.init(two, o, &error));
+  CHECK_TEXT(error.c_str(), "different mappings");
+}
+
+TEST("packed: a descriptor that changes after it was fetched changes nothing but its own packet") {
+  Memory m(kBytes);
+  RawPacked ring(m, kBase, 8);
+  fill(m.at(kData) + 12, 100, 5);
+  ring.offer(7, {{kData, 112, 0, 0}});
+  ring.offer(3, {{kData, 12, 0, 0}, {kData + 12, 50, 0, 0}, {kData + 62, 50, 0, 0}});
+  auto q = queue_for(m, ring, true, kPlain | kFeatureIndirect);
+  Burst burst(64);
+  CHECK_EQ(q->receive(burst), 2);
+  // Another id, endless, a table: the ring is what it was.
+  for (uint32_t i = 0; i < 8; i++) ring.desc(i) = {0x10, 0xffffffff, 99, kDescNext | kDescIndirect | kDescAvail};
+  CHECK(burst.packets[0].first.data == m.at(kData) + 12);
+  CHECK_EQ(burst.packets[1].length, 100);
+  q->release(burst, 2);
+  CHECK_EQ(ring.take(), 7);
+  CHECK_EQ(ring.take(), 3);
+  CHECK(q->broken(false) == nullptr);
+
+  // Between the look ahead and the walk over the chain: it has the length that was seen.
+  RawPacked next(m, kBase, 8);
+  next.start(kPackedStart);
+  auto again = queue_for(m, next, true, kPlain | kFeatureIndirect);
+  for (uint16_t i = 0; i < 2; i++)
+    next.offer(i, {{kData, 12, 0, 0}, {kData + 12, 50, 0, 0}, {kData + 62, 50, 0, 0}});
+  Burst small(1);
+  CHECK_EQ(again->receive(small), 1);
+  for (uint32_t i = 3; i < 6; i++) next.desc(i).flags |= kDescNext;
+  again->release(small, 1);
+  CHECK_EQ(again->receive(small), 1);
+  CHECK_EQ(small.packets[0].length, 100);
+  next.desc(5).flags |= kDescIndirect;
+  again->release(small, 1);
+  CHECK_EQ(next.take(), 0);
+  CHECK_EQ(next.take(), 1);
+}
+
+TEST("packed: laps of every size, with chains and tables, both directions, give every byte and id back in order") {
+  check::Random r(77);
+  for (uint32_t size : {1u, 2u, 3u, 4u, 5u, 7u, 8u, 63u, 64u, 65u, 100u, 255u, 256u, 1000u, 4096u, 32767u, 32768u}) {
+    for (bool transmit : {true, false}) {
+      const uint64_t ring_bytes = RawPacked::bytes(size), data = kBase + ring_bytes, tables = data + (1 << 20);
+      Memory m(ring_bytes + (2 << 20), kBase);
+      RawPacked ring(m, kBase, size);
+      // From anywhere, with either wrap counter.
+      ring.start(static_cast<Position>(r.below(size) | (r.below(2) ? kPositionWrap : 0)));
+      const uint64_t features = kPlain | kFeatureIndirect | (transmit ? 0 : uint64_t{kNetMrgRxbuf});
+      auto q = queue_for(m, ring, transmit, features);
+      const uint16_t w = transmit ? 0 : kDescWrite;
+      Burst burst(256);
+      // Several laps of small rings, a bit more than one of the big ones.
+      const uint32_t descriptors = std::max(4 * size, 200u) > 40000 ? size + 500 : std::max(4 * size, 200u);
+      uint32_t offered = 0, id = 0;
+      uint32_t slots = size;
+      struct Offered {
+        uint16_t id;
+        uint32_t slots, first, length;
+      };
+      std::vector<Offered> out;
+      uint32_t at = 0;
+      while (offered < descriptors && !check::failing()) {
+        // A few chains, as many as there is room for.
+        out.clear();
+        at = 0;
+        for (uint32_t k = 1 + static_cast<uint32_t>(r.below(40)); k > 0 && slots > 0; k--) {
+          const bool table = r.below(4) == 0;
+          const uint32_t pieces = 1 + static_cast<uint32_t>(r.below(std::min<uint32_t>(table ? size : slots, 5)));
+          std::vector<VirtqDesc> chain;
+          Offered o = {static_cast<uint16_t>(id++ * 31), table ? 1 : pieces, at, 0};
+          for (uint32_t i = 0; i < pieces; i++) {
+            const uint32_t length = 40 + static_cast<uint32_t>(r.below(100));
+            chain.push_back({data + at, length, w, 0});
+            at += length;
+            o.length += length;
+          }
+          if (table) {
+            const uint64_t place = tables + 16 * 8 * out.size();
+            for (uint32_t i = 0; i < pieces; i++)  // with flags that have no meaning there
+              (&m.ref<PackedDesc>(place))[i] = {
+                  chain[i].addr, chain[i].len, 0xbad,
+                  static_cast<uint16_t>(w | kDescNext | kDescIndirect | kDescUsed | (i == 0 ? kDescWrite : 0))};
+            chain = {{place, 16 * pieces, static_cast<uint16_t>(kDescIndirect | (r.below(2) ? kDescWrite : 0)), 0}};
+          }
+          ring.offer(o.id, chain);
+          slots -= o.slots;
+          offered += o.slots;
+          out.push_back(o);
+        }
+        uint32_t len = 0;
+        uint16_t flags = 0;
+        size_t back = 0;
+        if (transmit) {
+          fill(m.at(data), at, r.next());
+          for (const Offered& o : out) std::memset(m.at(data + o.first), 0, 12);
+          const std::vector<uint8_t> bytes(m.at(data), m.at(data) + at);
+          for (size_t k = 0; k < out.size();) {
+            const uint32_t n = q->receive(burst);
+            CHECK(n > 0);
+            for (uint32_t i = 0; i < n; i++, k++)
+              CHECK(bytes_of(burst, burst.packets[i]) ==
+                    std::vector<uint8_t>(bytes.begin() + out[k].first + 12,
+                                         bytes.begin() + out[k].first + out[k].length));
+            while (!burst.empty()) q->release(burst, 1 + static_cast<uint32_t>(r.below(burst.count())));
+            if (n == 0) break;
+          }
+        } else {
+          Frames frames;
+          for (size_t k = 0; k < out.size();) {
+            // Of one buffer, or of several that are merged.
+            uint32_t room = out[k].length;
+            size_t merged = 1;
+            for (; k + merged < out.size() && merged < 4 && r.below(2); merged++) room += out[k + merged].length;
+            frames.clear();
+            frames.add(room - 12, r.next());
+            CHECK_EQ(q->send(frames.burst), 1);
+            std::vector<uint8_t> got;
+            for (size_t i = 0; i < merged; i++, k++, back++) {
+              CHECK_EQ(ring.take(&len, &flags), out[k].id);
+              CHECK_EQ(len, out[k].length);
+              CHECK(flags & kDescWrite);
+              slots += out[k].slots;
+              got.insert(got.end(), m.at(data + out[k].first), m.at(data + out[k].first) + len);
+            }
+            CHECK_EQ(got[10] | got[11] << 8, merged);
+            got.erase(got.begin(), got.begin() + 12);
+            CHECK(got == frames.bytes[0]);
+          }
+        }
+        for (; back < out.size(); back++) {
+          CHECK_EQ(ring.take(&len, &flags), out[back].id);
+          CHECK_EQ(flags & kDescWrite, 0);
+          slots += out[back].slots;
+        }
+        CHECK_EQ(ring.take(), 65536);
+        CHECK_EQ(q->next_avail(transmit), ring.avail);
+        CHECK(used_boundaries(ring) <= 1);
+      }
+      CHECK(q->broken(!transmit) == nullptr);
+    }
+  }
+}
+
+TEST("packed: of a request over several buffers the first one becomes visible last") {
+  constexpr uint32_t kSize = 4096, kBuffers = 4000;  // so many that another thread sees a wrong order
+  Memory m(RawPacked::bytes(kSize), kBase);
+  RawPacked ring(m, kBase, kSize);
+  PackedDevice device;
+  DeviceRing::Options o;
+  o.ring = ring.at;
+  o.next_avail = kPackedStart;
+  o.writes_buffers = true;
+  std::string error;
+  CHECK(device.init(m.table, o, &error));
+  for (int round = 0; round < 100 && !check::failing(); round++) {
+    const Position first = ring.avail;
+    for (uint16_t i = 0; i < kBuffers; i++) ring.offer(i, {{kBase, 100, kDescWrite, 0}});
+    CHECK_EQ(device.available(kBuffers), kBuffers);
+    for (uint32_t i = 0; i < kBuffers; i++) device.put_used(i, device.head(i), 100);
+    device.join(0, kBuffers);
+    device.advance(kBuffers);
+    std::thread publisher([&] { device.publish(kBuffers); });
+    auto flags = [&](Position p) {
+      return rest_of(load_acquire64(rest_at(&ring.desc(offset_of(p))))).flags;
+    };
+    while (!is_used(flags(first), wrap_of(first))) {
+    }
+    uint32_t missing = 0;
+    for (uint32_t i = kBuffers; i-- > 1;) {
+      const Position p = position_after(first, i, kSize);
+      missing += !is_used(flags(p), wrap_of(p));
+    }
+    CHECK_EQ(missing, 0);
+    publisher.join();
+    for (uint16_t i = 0; i < kBuffers; i++) CHECK_EQ(ring.take(), i);
+  }
+}
+
+TEST("packed: what the device has is not available again before it was given back, whatever its flags say") {
+  Memory m(kBytes);
+  RawPacked ring(m, kBase, 5);
+  PackedDevice device;
+  DeviceRing::Options o;
+  o.ring = ring.at;
+  o.next_avail = kPackedStart;
+  std::string error;
+  CHECK(device.init(m.table, o, &error));
+  for (uint16_t i = 0; i < 5; i++) ring.offer(i, {{kData, 16, 0, 0}});
+  CHECK_EQ(device.available(64), 5);
+  device.advance(5);
+  for (uint16_t i = 0; i < 5; i++) ring.offer(static_cast<uint16_t>(10 + i), {{kData, 16, 0, 0}});
+  CHECK_EQ(device.available(64), 0);
+  CHECK_EQ(device.seen_avail(), 0);
+  device.put_used(0, 0, 0);
+  device.publish(1);
+  CHECK_EQ(ring.desc(0).id, 0);  // its own id, not the one that lies there now
+  CHECK_EQ(device.available(64), 0);
+  ring.desc(0).flags = ring.flags_at(0, 0);
+  CHECK_EQ(device.available(64), 1);
+}
