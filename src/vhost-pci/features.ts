@@ -24,6 +24,15 @@ export const PACKET_FEATURES = bits(
 );
 
 /**
+ * A bit of our own device type (P4): the driver serves packed rings of a peer. RING_PACKED (34) itself would be about the
+ * driver's control queues, which are split.
+ */
+export const PEER_PACKED = 50;
+
+/** What a driver has a say in: packets and the format of the rings. */
+const DRIVER_CHOICE = PACKET_FEATURES | bits(FEATURE.PACKED);
+
+/**
  * What a peer is offered whatever the driver is: properties of its rings, which the engine serves. IN_ORDER (VIRTIO 1.3,
  * 2.7.9) spares the peer a list of free descriptors; a driver gives buffers back in the order it got them (P4).
  */
@@ -36,14 +45,25 @@ const RING_FEATURES = bits(
 );
 
 /** Offered to the receiving driver. ACCESS_PLATFORM: the control queues' addresses are DMA addresses. */
-export const DRIVER_FEATURES = PACKET_FEATURES | bits(LOG_ALL, FEATURE.VERSION_1, FEATURE.ACCESS_PLATFORM);
+export const DRIVER_FEATURES =
+  PACKET_FEATURES | bits(LOG_ALL, PEER_PACKED, FEATURE.VERSION_1, FEATURE.ACCESS_PLATFORM);
 
 /** What this package's driver accepts unless it is told otherwise, and what it cannot do without. */
 export const DRIVER_REQUIRED = bits(FEATURE.VERSION_1);
 
-/** Offered to the peer, when the driver has accepted `accepted` (undefined: no driver yet). */
-export function peerFeatures(accepted: bigint | undefined): bigint {
-  return RING_FEATURES | (accepted === undefined ? PACKET_FEATURES : PACKET_FEATURES & accepted);
+/** The features of a peer that a driver agrees to which has negotiated `features`, of those that it has a say in. */
+export function agreedFeatures(features: bigint): bigint {
+  return (PACKET_FEATURES & features) | (hasBit(features, PEER_PACKED) ? bits(FEATURE.PACKED) : 0n);
+}
+
+/** What a peer has negotiated against the choice of a driver. */
+export function excessFeatures(peer: bigint, agreed: bigint): bigint {
+  return peer & DRIVER_CHOICE & ~agreed;
+}
+
+/** Offered to the peer, when the driver agrees to `agreed` (undefined: no driver yet). */
+export function peerFeatures(agreed: bigint | undefined): bigint {
+  return RING_FEATURES | (agreed === undefined ? DRIVER_CHOICE : DRIVER_CHOICE & agreed);
 }
 
 /** What a driver that was told to accept `accept` can ask for: without offloads whose own requirements are missing. */

@@ -35,7 +35,7 @@ export class RingRequests implements RingRequestHandler {
 
   setNum(index: number, num: number): void {
     const ring = this.#ring(index);
-    checkRingSize(index, num);
+    checkRingSize(index, num, this.#state.features);
     if (ring.started && num !== ring.size)
       throw new RingError(index, 'EBUSY', 'another size while the ring is started');
     ring.size = num;
@@ -134,7 +134,7 @@ export class RingRequests implements RingRequestHandler {
   #start(ring: RingState): void {
     // Started in any case: a broken ring too stays so until GET_VRING_BASE.
     ring.started = true;
-    checkRingSize(ring.index, ring.size);
+    checkRingSize(ring.index, ring.size, this.#state.features);
     if (!ring.userAreas) throw new RingError(ring.index, 'ENOADDR', 'started without addresses');
     checkRingBase(ring, this.#state.features);
     this.#place(ring);

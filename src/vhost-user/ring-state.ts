@@ -107,10 +107,15 @@ export class RingError extends VhostPciError {
 }
 
 /** Throws (scope `queue`) unless `size` can be a ring's. */
-export function checkRingSize(index: number, size: number): void {
-  // Packed rings need no power of two (VIRTIO 1.3, 2.8.10.1), but every driver in use takes one.
-  if (size < 1 || size > MAX_RING_SIZE || (size & (size - 1)) !== 0)
-    throw new RingError(index, 'ERINGSIZE', `a size of ${size} is not a power of two up to ${MAX_RING_SIZE}`);
+export function checkRingSize(index: number, size: number, features: bigint): void {
+  // Packed rings need no power of two (VIRTIO 1.3, 2.8.10.1).
+  const packed = hasBit(features, FEATURE.PACKED);
+  if (size < 1 || size > MAX_RING_SIZE || (!packed && (size & (size - 1)) !== 0))
+    throw new RingError(
+      index,
+      'ERINGSIZE',
+      `a size of ${size} is not ${packed ? 'a number' : 'a power of two'} from 1 to ${MAX_RING_SIZE}`,
+    );
 }
 
 /** Throws (scope `queue`) unless the ring can start from its base. */

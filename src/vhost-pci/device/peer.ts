@@ -5,11 +5,14 @@
 import type { PeerMemory } from '../../memory/peer-memory.js';
 import { type Mapping, native } from '../../sys/native.js';
 import { VhostPciError } from '../../util/errors.js';
+import { hasBit } from '../../util/flags.js';
 import type { Log } from '../../util/log.js';
 import { BackEnd } from '../../vhost-user/back-end.js';
 import type { BackEndDevice } from '../../vhost-user/device.js';
 import { logBytes, type PeerLog } from '../../vhost-user/peer-state.js';
 import type { PeerRingState } from '../../vhost-user/ring-state.js';
+import { FEATURE } from '../../virtio/features.js';
+import { basePosition, PackedDesc, packedBase, positionByUsed } from '../../virtio/packed-position.js';
 import { STATUS } from '../../virtio/status.js';
 import { BAR, PAGE } from '../identity.js';
 import { VIRTQ_FLAG, type Virtq } from '../messages.js';
@@ -203,7 +206,7 @@ export class PeerConnection implements BackEndDevice {
     this.#owner.function?.notifications.setRing(index, undefined, ring.call);
     // Other pairs may go on.
     this.#owner.link.changed(STOP_SETTLE_MS);
-    return at;
+    return this.#packed ? packedBase(at) : at;
   }
 
   async logChanged(log: PeerLog | undefined): Promise<void> {
@@ -282,25 +285,37 @@ export class PeerConnection implements BackEndDevice {
     };
   }
 
+  get #packed(): boolean {
+    return hasBit(this.features, FEATURE.PACKED);
+  }
+
   /**
-   * Where the ring goes on. The used ring says it, not the base: a driver that went without a word has at least used that
-   * much (what it had taken and not returned is served again), and virtio_user gives base 0 to the next back-end of a
-   * ring that is far beyond it. With an orderly end the two are equal.
+   * Where the ring goes on. The ring says it, not the base: a driver that went without a word has at least used that much
+   * (what it had taken and not returned is served again), virtio_user gives base 0 to the next back-end of a ring that is
+   * far beyond it, and QEMU gives an old base of a packed ring when the last back-end went without a word. With an orderly
+   * end the two are equal.
    */
   #nextAvail(ring: PeerRingState): number {
     const left = this.#left.get(ring.index);
     if (left !== undefined) return left;
+    const base = this.#packed ? basePosition(ring.base) : ring.base;
     const { memory } = this.#backEnd.state;
-    if (!memory || !ring.areas) return ring.base;
-    // VIRTIO 1.3, 2.7.8: struct virtq_used has its index behind 16 bits of flags.
-    const offset = memory.guestToOffset(ring.areas.device + 2n, 2);
     const fn = this.#owner.function;
-    if (offset === undefined || !fn) return ring.base;
+    if (!memory || !ring.areas || !fn) return base;
     try {
-      return fn.window.mapping.load16(offset);
+      if (this.#packed) {
+        const bytes = ring.size * PackedDesc.size;
+        const offset = memory.guestToOffset(ring.areas.desc, bytes);
+        return (
+          (offset === undefined ? undefined : positionByUsed(fn.window.mapping.read(offset, bytes))) ?? base
+        );
+      }
+      // VIRTIO 1.3, 2.7.8: struct virtq_used has its index behind 16 bits of flags.
+      const offset = memory.guestToOffset(ring.areas.device + 2n, 2);
+      return offset === undefined ? base : fn.window.mapping.load16(offset);
     } catch (error) {
       this.#owner.log.error(`ring ${ring.index}: its used index cannot be read: ${(error as Error).message}`);
-      return ring.base;
+      return base;
     }
   }
 

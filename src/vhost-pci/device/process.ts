@@ -7,11 +7,11 @@ import { totalmem } from 'node:os';
 import type { PeerMemory } from '../../memory/peer-memory.js';
 import { UnixServer } from '../../sys/unix-server.js';
 import { errorText, usageError, VhostPciError } from '../../util/errors.js';
-import { bitNames } from '../../util/flags.js';
 import type { Log } from '../../util/log.js';
 import { Server } from '../../vfio-user/server.js';
+import { describeFeatures } from '../../virtio/features.js';
 import { NET_FEATURE } from '../../virtio-net/features.js';
-import { PACKET_FEATURES, peerFeatures } from '../features.js';
+import { agreedFeatures, excessFeatures, peerFeatures } from '../features.js';
 import type { Message } from '../messages.js';
 import { type FunctionOptions, type FunctionOwner, PciFunction } from './function.js';
 import { Link, type LinkEnds } from './link.js';
@@ -284,13 +284,13 @@ export class DeviceProcess implements AsyncDisposable, PeerOwner, FunctionOwner,
   }
 
   driverOk(features: bigint): void {
-    const accepted = features & PACKET_FEATURES;
+    const accepted = agreedFeatures(features);
     this.#hadDriver = true;
     this.#accepted = accepted;
-    const excess = (this.#peer?.features ?? 0n) & PACKET_FEATURES & ~accepted;
+    const excess = excessFeatures(this.#peer?.features ?? 0n, accepted);
     if (excess !== 0n) {
       this.log.warn(
-        `the driver does not accept ${bitNames(excess, NET_FEATURE).join(', ')}, which the peer has negotiated: ` +
+        `the driver does not accept ${describeFeatures(excess, NET_FEATURE)}, which the peer has negotiated: ` +
           'the peer is disconnected to negotiate again, and may have to be reset',
       );
       this.#dismissed = true;

@@ -1,11 +1,14 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { hasBit } from '../../../src/util/flags.js';
+import { bits, hasBit } from '../../../src/util/flags.js';
 import {
+  agreedFeatures,
   DRIVER_FEATURES,
   DRIVER_REQUIRED,
   driverFeatures,
+  excessFeatures,
   PACKET_FEATURES,
+  PEER_PACKED,
   peerFeatures,
 } from '../../../src/vhost-pci/features.js';
 import { FEATURE, unmetRequirement } from '../../../src/virtio/features.js';
@@ -37,6 +40,17 @@ describe('features', () => {
           expect(hasBit(offered, bit)).toBe(true);
       }),
     );
+  });
+
+  it('have packed rings for the peer of a driver that serves them, and leave the control queues split', () => {
+    expect(hasBit(DRIVER_FEATURES, PEER_PACKED)).toBe(true);
+    expect(hasBit(DRIVER_FEATURES, FEATURE.PACKED)).toBe(false);
+    expect(hasBit(peerFeatures(undefined), FEATURE.PACKED)).toBe(true);
+    expect(hasBit(peerFeatures(agreedFeatures(DRIVER_FEATURES)), FEATURE.PACKED)).toBe(true);
+    const without = agreedFeatures(DRIVER_FEATURES & ~bits(PEER_PACKED));
+    expect(hasBit(peerFeatures(without), FEATURE.PACKED)).toBe(false);
+    expect(excessFeatures(bits(FEATURE.PACKED, FEATURE.EVENT_IDX), without)).toBe(bits(FEATURE.PACKED));
+    expect(excessFeatures(bits(FEATURE.PACKED), agreedFeatures(DRIVER_FEATURES))).toBe(0n);
   });
 
   it('have the numbers of the seed', () => {

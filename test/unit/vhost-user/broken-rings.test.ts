@@ -91,6 +91,19 @@ describe('a ring that cannot work', () => {
     expect(native.eventfdTake(err)).toBe(1);
   });
 
+  it('of the packed kind may have any size up to 32768', async () => {
+    await using f = new Fixture();
+    await f.negotiate(bits(30, 32, 34));
+    await f.frontEnd.sendFeatures();
+    await f.frontEnd.setMemory(f.regions());
+    await f.frontEnd.startRing(0, { ...f.ring(0), size: 100, base: 0x8063 });
+    expect(f.backEnd.state.heldBy(f.backEnd.state.rings[0]!)).toBeUndefined();
+    await expect(f.frontEnd.startRing(1, { ...f.ring(1), size: 32_769 })).rejects.toMatchObject({
+      code: 'ENACK',
+    });
+    expect(f.backEnd.state.rings[1]!.broken).toMatch(/size/);
+  });
+
   it('of the packed kind may not start outside itself', async () => {
     await using f = new Fixture();
     await f.negotiate(bits(30, 32, 34));
