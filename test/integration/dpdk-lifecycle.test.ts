@@ -18,9 +18,9 @@ beforeEach(() => {
 });
 afterEach((context) => scope.end(context));
 
-describe('a DPDK peer', () => {
+describe.each([false, true])('a DPDK peer (packed rings: %s)', (packed) => {
   it('goes on after its forwarding and its port were stopped and started', LIMIT, async (context) => {
-    const { rig, peer } = await dpdkPeer(context, scope, { mode: 'txonly', frame: 64 });
+    const { rig, peer } = await dpdkPeer(context, scope, { mode: 'txonly', frame: 64, packed });
     const net = rig.net(['--sink', '--cpu', '0']);
     await net.connection('on');
     for (let round = 0; round < 3; round++) {
@@ -37,7 +37,7 @@ describe('a DPDK peer', () => {
   });
 
   it('may negotiate other features, which stops and starts its rings', LIMIT, async (context) => {
-    const { rig, peer } = await dpdkPeer(context, scope, { mode: 'txonly', frame: 64 });
+    const { rig, peer } = await dpdkPeer(context, scope, { mode: 'txonly', frame: 64, packed });
     const net = rig.net(['--sink', '--cpu', '0']);
     let before = (await net.connection('on')).features;
     for (const receiveChecksum of ['on', 'off']) {
@@ -58,7 +58,11 @@ describe('a DPDK peer', () => {
   });
 
   it('may be killed and started again while the driver stays', LIMIT, async (context) => {
-    const { rig, device, peer, restart } = await dpdkPeer(context, scope, { mode: 'txonly', frame: 64 });
+    const { rig, device, peer, restart } = await dpdkPeer(context, scope, {
+      mode: 'txonly',
+      frame: 64,
+      packed,
+    });
     const net = rig.net(['--sink', '--cpu', '0']);
     let running = peer;
     let mark = 0;
@@ -79,7 +83,11 @@ describe('a DPDK peer', () => {
   });
 
   it('may come back after the driver was killed', LIMIT, async (context) => {
-    const { rig, device, peer, restart } = await dpdkPeer(context, scope, { mode: 'txonly', frame: 64 });
+    const { rig, device, peer, restart } = await dpdkPeer(context, scope, {
+      mode: 'txonly',
+      frame: 64,
+      packed,
+    });
     const first = rig.net(['--sink', '--cpu', '0']);
     await first.connection('on');
     await peer.forward();
@@ -102,7 +110,7 @@ describe('a DPDK peer', () => {
     'has its link taken down and its rings given back when the driver ends in order',
     LIMIT,
     async (context) => {
-      const { rig, peer } = await dpdkPeer(context, scope, { mode: 'txonly', frame: 64 });
+      const { rig, peer } = await dpdkPeer(context, scope, { mode: 'txonly', frame: 64, packed });
       const net = rig.net(['--sink', '--cpu', '0']);
       await net.connection('on');
       await peer.forward();
@@ -122,6 +130,7 @@ describe('a DPDK peer', () => {
       frame: 64,
       path: rig.vhostUser,
       server: true,
+      packed,
     });
     for (let round = 0; round < 2; round++) {
       const fd = await until('testpmd listens', 20 * SECONDS, () => {

@@ -10,12 +10,17 @@ import { Scope } from '../support/scope.js';
 /** `VHOST_PCI_LONG=1` adds the sizes between. */
 const SIZES = process.env.VHOST_PCI_LONG ? [64, 256, 512, 1024, 1518] : [64, 1518];
 const SHAPES = [1, 2].flatMap((queuePairs) =>
-  [false, true].map((mergeable) => ({
-    queuePairs,
-    mergeable,
-    title: `${queuePairs} queue pair${queuePairs > 1 ? 's' : ''}, mergeable ${mergeable ? 'on' : 'off'}`,
-  })),
+  [false, true].flatMap((mergeable) =>
+    [false, true].map((packed) => ({
+      queuePairs,
+      mergeable,
+      packed,
+      title: `${queuePairs} queue pair${queuePairs > 1 ? 's' : ''}, mergeable ${mergeable ? 'on' : 'off'}, ${packed ? 'packed' : 'split'} rings`,
+    })),
+  ),
 );
+/** VIRTIO_F_RING_PACKED */
+const hasPacked = (features: unknown): boolean => ((BigInt(String(features)) >> 34n) & 1n) === 1n;
 /** Enough for every ring to have gone round many times. */
 const MANY = 50_000;
 const LIMIT = { timeout: 180 * SECONDS };
@@ -26,12 +31,18 @@ beforeEach(() => {
 });
 afterEach((context) => scope.end(context));
 
-describe.each(SHAPES)('a DPDK peer with $title', ({ queuePairs, mergeable }) => {
+describe.each(SHAPES)('a DPDK peer with $title', ({ queuePairs, mergeable, packed }) => {
   for (const frame of SIZES) {
     it(`has every frame of ${frame} bytes that it sends taken`, LIMIT, async (context) => {
-      const { rig, peer } = await dpdkPeer(context, scope, { mode: 'txonly', frame, queuePairs, mergeable });
+      const { rig, peer } = await dpdkPeer(context, scope, {
+        mode: 'txonly',
+        frame,
+        queuePairs,
+        mergeable,
+        packed,
+      });
       const net = rig.net(['--sink', '--poll', '--cpu', '0']);
-      await net.connection('on');
+      expect(hasPacked((await net.connection('on')).features)).toBe(packed);
       await peer.forward();
       await peer.until('many packets sent', 20 * SECONDS, (s) => s.txPackets > MANY);
       await peer.stop();
@@ -43,7 +54,7 @@ describe.each(SHAPES)('a DPDK peer with $title', ({ queuePairs, mergeable }) => 
     });
 
     it(`gets every frame of ${frame} bytes that the source sends`, LIMIT, async (context) => {
-      const { rig, peer } = await dpdkPeer(context, scope, { mode: 'rxonly', queuePairs, mergeable });
+      const { rig, peer } = await dpdkPeer(context, scope, { mode: 'rxonly', queuePairs, mergeable, packed });
       await peer.forward();
       const net = rig.net(['--source', String(frame), '--poll', '--cpu', '0']);
       await net.connection('on');
@@ -62,7 +73,7 @@ describe.each(SHAPES)('a DPDK peer with $title', ({ queuePairs, mergeable }) => 
   }
 
   it('gets back what it sends, round and round', LIMIT, async (context) => {
-    const { rig, peer } = await dpdkPeer(context, scope, { mode: 'io', queuePairs, mergeable });
+    const { rig, peer } = await dpdkPeer(context, scope, { mode: 'io', queuePairs, mergeable, packed });
     const net = rig.net(['--echo', '--poll', '--cpu', '0']);
     await net.connection('on');
     await peer.forward(true);
@@ -77,10 +88,11 @@ describe.each(SHAPES)('a DPDK peer with $title', ({ queuePairs, mergeable }) => 
 
 describe('a DPDK peer with frames in segments', () => {
   const segments = [100, 300, 200];
-  for (const inOrder of [true, false]) {
-    const how = inOrder ? 'chained descriptors' : 'indirect descriptors';
+  const ways = [true, false].flatMap((inOrder) => [false, true].map((packed) => ({ inOrder, packed })));
+  for (const { inOrder, packed } of ways) {
+    const how = `${inOrder ? 'chained' : 'indirect'} descriptors of a ${packed ? 'packed' : 'split'} ring`;
     it(`has every one taken from ${how}`, LIMIT, async (context) => {
-      const options = { mode: 'txonly', segments, inOrder, mergeable: true } as const;
+      const options = { mode: 'txonly', segments, inOrder, packed, mergeable: true } as const;
       const { rig, peer } = await dpdkPeer(context, scope, options);
       const net = rig.net(['--sink', '--poll', '--cpu', '0']);
       await net.connection('on');
@@ -95,9 +107,12 @@ describe('a DPDK peer with frames in segments', () => {
 });
 
 describe('the ways of waiting', () => {
-  for (const mode of ['--poll', '--interrupt', '--adaptive']) {
-    it(`take every packet with ${mode}`, LIMIT, async (context) => {
-      const { rig, peer } = await dpdkPeer(context, scope, { mode: 'txonly', frame: 64, mergeable: true });
+  const modes = ['--poll', '--interrupt', '--adaptive'];
+  for (const { mode, packed } of modes.flatMap((m) => [false, true].map((p) => ({ mode: m, packed: p })))) {
+    const how = `${mode} from a ${packed ? 'packed' : 'split'} ring`;
+    it(`take every packet with ${how}`, LIMIT, async (context) => {
+      const options = { mode: 'txonly', frame: 64, mergeable: true, packed } as const;
+      const { rig, peer } = await dpdkPeer(context, scope, options);
       const net = rig.net(['--sink', mode, '--cpu', '0']);
       await net.connection('on');
       await peer.forward();

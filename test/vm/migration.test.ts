@@ -42,35 +42,38 @@ async function migrationEnds(guest: Guest, ms: number): Promise<string> {
 }
 
 describe('a peer that is migrated while it downloads', () => {
-  it('has the same memory on both sides, and its network on the other', async (context) => {
-    const source = await VmPeer.create(context, scope);
-    const socket = join(scope.folder(), 'migration');
-    const target = await VmPeer.create(context, scope, {
-      guest: { extra: ['-incoming', `unix:${socket}`, '-S'] },
+  for (const packed of [false, true]) {
+    const rings = packed ? 'packed' : 'split';
+    it(`has the same memory on both sides, and its network on the other, with ${rings} rings`, async (context) => {
+      const source = await VmPeer.create(context, scope, { guest: { packed } });
+      const socket = join(scope.folder(), 'migration');
+      const target = await VmPeer.create(context, scope, {
+        guest: { packed, extra: ['-incoming', `unix:${socket}`, '-S'] },
+      });
+      await source.startDevice();
+      await target.startDevice();
+      const net = source.startNet();
+      const before = await source.startGuest();
+      await net.connection('on', 60_000);
+      await before.ready();
+      // Random bytes: a page that is written without being logged differs on the other side.
+      const { url } = await source.serve(20);
+      await before.ok(`(while :; do wget -q -O /dev/null ${url}; done) >/dev/null 2>&1 &`);
+      const targetNet = target.startNet();
+      const after = await target.startGuest();
+      const sent = net.totals()?.send.bytes ?? 0;
+      await net.until('traffic', 20_000, (t) => t.send.bytes > sent + (20 << 20));
+
+      await before.qmp.run('migrate', { uri: `unix:${socket}` });
+      expect(await migrationEnds(before, 120_000)).toBe('completed');
+      const pages = differingPages(source.memoryFile, target.memoryFile);
+      expect(pages, 'pages that were written without being logged').toEqual([]);
+
+      await after.qmp.run('cont');
+      await targetNet.connection('on', 20_000);
+      await target.ping(after);
     });
-    await source.startDevice();
-    await target.startDevice();
-    const net = source.startNet();
-    const before = await source.startGuest();
-    await net.connection('on', 60_000);
-    await before.ready();
-    // Random bytes: a page that is written without being logged differs on the other side.
-    const { url } = await source.serve(20);
-    await before.ok(`(while :; do wget -q -O /dev/null ${url}; done) >/dev/null 2>&1 &`);
-    const targetNet = target.startNet();
-    const after = await target.startGuest();
-    const sent = net.totals()?.send.bytes ?? 0;
-    await net.until('traffic', 20_000, (t) => t.send.bytes > sent + (20 << 20));
-
-    await before.qmp.run('migrate', { uri: `unix:${socket}` });
-    expect(await migrationEnds(before, 120_000)).toBe('completed');
-    const pages = differingPages(source.memoryFile, target.memoryFile);
-    expect(pages, 'pages that were written without being logged').toEqual([]);
-
-    await after.qmp.run('cont');
-    await targetNet.connection('on', 20_000);
-    await target.ping(after);
-  });
+  }
 
   it('stays where it is when the migration is cancelled, several times', async (context) => {
     const source = await VmPeer.create(context, scope);
