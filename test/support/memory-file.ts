@@ -4,6 +4,8 @@ import { closeSync, openSync, readFileSync, readSync, statfsSync, writeFileSync 
 import { run } from './process.js';
 import type { Availability, Scope } from './scope.js';
 
+const PAGE = 4096;
+
 /** Whether files of `gib` have a place in /dev/shm. */
 export function roomFor(gib: number): Availability<true> {
   const { bsize, bavail } = statfsSync('/dev/shm');
@@ -23,6 +25,23 @@ export function fileHas(path: string, bytes: Buffer, from: number): boolean {
   } finally {
     closeSync(fd);
   }
+}
+
+/** Numbers of the pages in which two files of the same length differ. */
+export function differingPages(a: string, b: string): number[] {
+  const CHUNK = 1 << 20;
+  const fds = [a, b].map((path) => openSync(path, 'r'));
+  const [left, right] = [Buffer.alloc(CHUNK), Buffer.alloc(CHUNK)];
+  const differing: number[] = [];
+  for (let at = 0; ; at += CHUNK) {
+    const lengths = [readSync(fds[0]!, left, 0, CHUNK, at), readSync(fds[1]!, right, 0, CHUNK, at)];
+    if (lengths[0] !== lengths[1]) throw new Error(`the files differ in length: ${lengths}`);
+    if (lengths[0] === 0) break;
+    for (let page = 0; page < lengths[0]!; page += PAGE)
+      if (left.compare(right, page, page + PAGE, page, page + PAGE) !== 0) differing.push((at + page) / PAGE);
+  }
+  for (const fd of fds) closeSync(fd);
+  return differing;
 }
 
 /** A folder on hugetlbfs with `mib` of 2 MiB pages reserved for it; both go with the scope. */

@@ -90,3 +90,11 @@ function tryConnect(path: string): Promise<Socket | undefined> {
     socket.once('error', () => resolve(undefined));
   });
 }
+
+/** How the migration that runs ends. */
+export function migrationEnd(qmp: Qmp, ms: number): Promise<string> {
+  return until('migration ends', ms, async () => {
+    const { status } = (await qmp.run('query-migrate')) as { status?: string };
+    return ['completed', 'failed', 'cancelled'].includes(status ?? '') && status;
+  });
+}

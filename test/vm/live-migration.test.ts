@@ -2,19 +2,19 @@
  * A stock guest that is migrated live from host to host and back, under load in both directions. At each switch-over, while
  * neither side runs, the memories are compared page by page. MIGRATIONS=N and CANCELLATIONS=N: how many.
  */
-import { closeSync, openSync, readSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { HOST_IP, Stage, type StageOptions, stageProps } from '../../examples/live-migration/stage.js';
 import { endStream } from '../../examples/live-migration/stream.js';
+import { differingPages } from '../support/memory-file.js';
 import { checkout } from '../support/process.js';
 import { need, Scope, sleep, until } from '../support/scope.js';
 
 const MIGRATIONS = Number(process.env.MIGRATIONS ?? 2);
 const CANCELLATIONS = Number(process.env.CANCELLATIONS ?? process.env.MIGRATIONS ?? 3);
 const TIME = 150_000 + (MIGRATIONS + CANCELLATIONS) * 30_000;
-const PAGE = 4096;
 
 let scope: Scope;
 beforeEach(() => {
@@ -27,23 +27,6 @@ async function stageOf(
   options: StageOptions = {},
 ): Promise<Stage> {
   return Stage.create(scope, need(context, await stageProps()), options);
-}
-
-/** Numbers of the pages in which two memory files differ. */
-function differingPages(stage: Stage): number[] {
-  const CHUNK = 1 << 20;
-  const fds = [stage.source, stage.destination].map((host) => openSync(host.memoryFile, 'r'));
-  const [left, right] = [Buffer.alloc(CHUNK), Buffer.alloc(CHUNK)];
-  const differing: number[] = [];
-  for (let at = 0; ; at += CHUNK) {
-    const lengths = [readSync(fds[0]!, left, 0, CHUNK, at), readSync(fds[1]!, right, 0, CHUNK, at)];
-    expect(lengths[0]).toBe(lengths[1]);
-    if (lengths[0] === 0) break;
-    for (let page = 0; page < lengths[0]!; page += PAGE)
-      if (left.compare(right, page, page + PAGE, page, page + PAGE) !== 0) differing.push((at + page) / PAGE);
-  }
-  for (const fd of fds) closeSync(fd);
-  return differing;
 }
 
 async function migrated(stage: Stage): Promise<void> {
@@ -102,7 +85,10 @@ async function sameMemory(context: Context): Promise<void> {
   for (let i = 0; i < MIGRATIONS; i++) {
     if (i === 1) await stage.load();
     await migrated(stage);
-    expect(differingPages(stage), `pages that differ after migration ${i}`).toEqual([]);
+    expect(
+      differingPages(stage.source.memoryFile, stage.destination.memoryFile),
+      `pages that differ after migration ${i}`,
+    ).toEqual([]);
     await goOn(stage);
     if (i > 0) await works(stage);
   }
@@ -125,7 +111,7 @@ async function cancelled(context: Context): Promise<void> {
     await works(stage);
   }
   await migrated(stage);
-  expect(differingPages(stage)).toEqual([]);
+  expect(differingPages(stage.source.memoryFile, stage.destination.memoryFile)).toEqual([]);
 }
 
 async function numberedStream(context: Context): Promise<void> {
@@ -151,7 +137,7 @@ async function unlogged(context: Context): Promise<void> {
   for (let i = 0; i < 4 && differing === 0; i++) {
     if (i > 0) await goOn(stage);
     await migrated(stage);
-    differing = differingPages(stage).length;
+    differing = differingPages(stage.source.memoryFile, stage.destination.memoryFile).length;
   }
   expect(differing).toBeGreaterThan(0);
 }

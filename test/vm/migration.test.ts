@@ -2,44 +2,18 @@
  * Live migration of a stock peer under traffic: every page that the driver writes has to be in the dirty log, so
  * that source and destination have the same memory; and the network has to come back on either side.
  */
-import { closeSync, openSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import type { Guest } from '../support/qemu.js';
+import { differingPages } from '../support/memory-file.js';
+import { migrationEnd } from '../support/qmp.js';
 import { Scope, until } from '../support/scope.js';
 import { VmPeer } from '../support/vm-peer.js';
-
-const PAGE = 4096;
 
 let scope: Scope;
 beforeEach(() => {
   scope = new Scope();
 });
 afterEach((context) => scope.end(context));
-
-/** Numbers of the pages in which two files of the same length differ. */
-function differingPages(a: string, b: string): number[] {
-  const CHUNK = 1 << 20;
-  const fds = [a, b].map((path) => openSync(path, 'r'));
-  const [left, right] = [Buffer.alloc(CHUNK), Buffer.alloc(CHUNK)];
-  const differing: number[] = [];
-  for (let at = 0; ; at += CHUNK) {
-    const lengths = [readSync(fds[0]!, left, 0, CHUNK, at), readSync(fds[1]!, right, 0, CHUNK, at)];
-    if (lengths[0] !== lengths[1]) throw new Error(`the files differ in length: ${lengths}`);
-    if (lengths[0] === 0) break;
-    for (let page = 0; page < lengths[0]!; page += PAGE)
-      if (left.compare(right, page, page + PAGE, page, page + PAGE) !== 0) differing.push((at + page) / PAGE);
-  }
-  for (const fd of fds) closeSync(fd);
-  return differing;
-}
-
-async function migrationEnds(guest: Guest, ms: number): Promise<string> {
-  return until('migration ends', ms, async () => {
-    const { status } = (await guest.qmp.run('query-migrate')) as { status?: string };
-    return ['completed', 'failed', 'cancelled'].includes(status ?? '') && status;
-  });
-}
 
 describe('a peer that is migrated while it downloads', () => {
   for (const packed of [false, true]) {
@@ -65,7 +39,7 @@ describe('a peer that is migrated while it downloads', () => {
       await net.until('traffic', 20_000, (t) => t.send.bytes > sent + (20 << 20));
 
       await before.qmp.run('migrate', { uri: `unix:${socket}` });
-      expect(await migrationEnds(before, 120_000)).toBe('completed');
+      expect(await migrationEnd(before.qmp, 120_000)).toBe('completed');
       const pages = differingPages(source.memoryFile, target.memoryFile);
       expect(pages, 'pages that were written without being logged').toEqual([]);
 
@@ -93,7 +67,7 @@ describe('a peer that is migrated while it downloads', () => {
       });
       await source.ping(guest);
       await guest.qmp.run('migrate_cancel');
-      expect(await migrationEnds(guest, 20_000)).toBe('cancelled');
+      expect(await migrationEnd(guest.qmp, 20_000)).toBe('cancelled');
       await source.ping(guest);
     }
     const { toTap, toGuest } = await source.transfer(guest, 1);
