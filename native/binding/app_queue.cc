@@ -33,7 +33,7 @@ class AppQueueObject : public QueueObject<AppQueueObject, AppQueue> {
     options.slot_bytes = static_cast<uint32_t>(to_integer(given.Get("slotBytes"), "slotBytes", 1 << 17, 64));
     const Napi::Value burst = given.Get("burst");
     options.burst = absent(burst) ? 256 : static_cast<uint32_t>(to_integer(burst, "burst", 1 << 16, 1));
-    if (uint64_t{options.slots} * (options.slot_bytes + 63) > kMaxPoolBytes) {
+    if (uint64_t{options.slots} * AppQueue::stride(options.slot_bytes) > kMaxPoolBytes) {
       throw_range(env, "slots times slotBytes is more than 1 GiB");
     }
     to_main_ = ToMain::create(env, "vhost-pci packets", false);

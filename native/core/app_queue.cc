@@ -26,8 +26,7 @@ AppPool::~AppPool() {
 
 std::shared_ptr<AppQueue> AppQueue::create(const Options& options, std::function<void()> wake) {
   std::shared_ptr<AppQueue> queue(new AppQueue);
-  // Slots begin at cache lines, so that worker and program never write to the same one.
-  queue->stride_ = (options.slot_bytes + 63) & ~63u;
+  queue->stride_ = stride(options.slot_bytes);
   queue->slot_bytes_ = options.slot_bytes;
   queue->burst_ = options.burst;
   queue->wake_ = std::move(wake);
@@ -38,6 +37,7 @@ std::shared_ptr<AppQueue> AppQueue::create(const Options& options, std::function
   queue->out_.slots = options.slots - queue->in_.slots;
   queue->in_.lengths.resize(queue->in_.slots);
   queue->out_.lengths.resize(queue->out_.slots);
+  queue->headers_.resize(queue->in_.slots);
   return queue;
 }
 
@@ -191,7 +191,13 @@ uint32_t AppQueue::send(const Burst& burst) {
       continue;
     }
     uint8_t* const frame = pool_->memory + frame_offset(in_, write_position_);
-    memcpy(frame - kHeaderBytes, &packet.header, kHeaderBytes);
+    // Most headers are zero, and so is most often the slot's: then its line is not touched.
+    const HeaderWords words = header_words(packet.header);
+    const bool header = (words.low | words.high) != 0;
+    if (header || headers_[write_position_]) {
+      memcpy(frame - kHeaderBytes, &packet.header, kHeaderBytes);
+      headers_[write_position_] = header;
+    }
     if (packet.segments == 1)
       copies_.add(frame, packet.first.data, packet.length);
     else

@@ -37,6 +37,13 @@ class AppQueue final : public PortQueue {
     uint32_t burst = 0;
   };
   static constexpr uint32_t kHeaderBytes = sizeof(NetHeader);
+  static constexpr uint32_t kLineBytes = 64;
+
+  // Bytes from slot to slot. Frames begin at cache lines, their headers end the lines before. It is an odd
+  // number of lines: with a power of two the first lines of all slots would share a few sets of the caches.
+  static constexpr uint32_t stride(uint32_t slot_bytes) {
+    return ((1 + (slot_bytes - kHeaderBytes + kLineBytes - 1) / kLineBytes) | 1) * kLineBytes;
+  }
 
   // nullptr when there is not enough memory or no descriptor left. `wake` is called on the worker's thread.
   static std::shared_ptr<AppQueue> create(const Options& options, std::function<void()> wake);
@@ -86,7 +93,7 @@ class AppQueue final : public PortQueue {
   AppQueue() = default;
   void tell();
   uint32_t frame_offset(const Ring& ring, uint32_t position) const {
-    return (ring.first + position) * stride_ + kHeaderBytes;
+    return (ring.first + position) * stride_ + kLineBytes;
   }
 
   std::shared_ptr<AppPool> pool_;
@@ -113,6 +120,7 @@ class AppQueue final : public PortQueue {
   uint32_t write_position_ = 0;
   uint32_t news_ = 0;
   uint32_t put_off_ = 0;  // rounds since the first of the news
+  std::vector<uint8_t> headers_;  // of each slot of in_: 1 when its header is not zero
   CopyList copies_;
   uint16_t steps_[Burst::kMax] = {};  // ring entries that the release of a packet gives back
 };

@@ -132,6 +132,28 @@ describe('an app queue', () => {
     queue.close();
   });
 
+  it('shows each packet its own header, also in a slot whose packet before had another', async () => {
+    const [a, b] = [native, native].map(({ AppQueue }) => new AppQueue({ slots: 6, slotBytes: SLOT })) as [
+      AppQueue,
+      AppQueue,
+    ];
+    const worker = new native.Worker({ mode: 'interrupt' });
+    await worker.connect(a, b, 'hold');
+    const checksum = Buffer.from([1, 0, 0, 0, 0, 0, 14, 0, 16, 0, 0, 0]);
+    // Three slots a direction: each has in turn a packet with a checksum to complete and one without.
+    for (let n = 0; n < 12; n++) {
+      await until('a slot', 1000, () => a.reserve(1) === 1);
+      if (n % 2 === 0) Buffer.from(a.pool, a.toSend[0]! - HEADER, HEADER).set(checksum);
+      a.toSend[1] = 60;
+      a.send(1);
+      await until('a packet', 1000, () => b.receive() === 1);
+      const header = Buffer.from(b.pool, b.received[0]! - HEADER, HEADER);
+      expect(header, `packet ${n}`).toEqual(n % 2 === 0 ? checksum : Buffer.alloc(HEADER));
+    }
+    await worker.stop();
+    for (const queue of [a, b]) queue.close();
+  });
+
   it('drops frames that do not fit a slot, and headers that make no sense', async () => {
     const queue = new native.AppQueue({ slots: 16, slotBytes: 64 + HEADER });
     const worker = new native.Worker({ mode: 'poll' });
