@@ -37,7 +37,7 @@ export async function stageProps(): Promise<Availability<StageProps>> {
 
 export interface Host {
   readonly name: 'source' | 'destination';
-  readonly device: Child;
+  device: Child;
   readonly net: Driver;
   /** The file that is the guest's memory while it is here. */
   readonly memoryFile: string;
@@ -45,6 +45,8 @@ export interface Host {
   guest: Guest;
   /** Starts another QEMU here, in place of one that has ended. */
   restart(extra: readonly string[]): Promise<void>;
+  /** Starts another device process here, in place of one that has ended. */
+  restartDevice(): Promise<void>;
 }
 
 /** A migration as QMP tells it. Bytes, milliseconds, pages. */
@@ -121,7 +123,8 @@ export class Stage {
       const rig = new Rig(scope);
       const memoryFile = join(scope.folder('/dev/shm'), 'peer');
       say(`${name}: device process, driver and QEMU`);
-      const device = await rig.device({ window: { file: memoryFile, mib: MIB } });
+      const startDevice = (): Promise<Child> => rig.device({ window: { file: memoryFile, mib: MIB } });
+      const device = await startDevice();
       const net = withEnv(options.env, () => rig.net(['--tap', tap], netns));
       const boot = (more: readonly string[]): Promise<Guest> =>
         Guest.start(scope, props.qemu, {
@@ -138,6 +141,9 @@ export class Stage {
         guest: await boot(extra),
         restart: async (more) => {
           made.guest = await boot(more);
+        },
+        restartDevice: async () => {
+          made.device = await startDevice();
         },
       };
       return made;
