@@ -176,7 +176,7 @@ const PARTS = {
     () =>
       tests('integration tests', [...config, ...oneMore, '--no-file-parallelism', 'test/integration'], 20),
   ],
-  vm: [() => tests('virtual machine tests', ['--config', 'test/vm/vitest.config.ts', ...oneMore], 40)],
+  vm: [() => tests('virtual machine tests', ['--config', 'test/vm/vitest.config.ts', ...oneMore], 55)],
 };
 
 async function main(names) {
