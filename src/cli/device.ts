@@ -88,6 +88,8 @@ export async function deviceCommand(args: readonly string[]): Promise<number> {
     );
   const log = createLog('vhost-pci device', logLevel(values));
 
+  // From before the sockets are there: whoever sees them may want an orderly end at once.
+  const asked = untilSignal();
   await using device = await DeviceProcess.start({
     ...vhostUser,
     vfioUser,
@@ -98,7 +100,7 @@ export async function deviceCommand(args: readonly string[]): Promise<number> {
     ...(receiver && { receiver }),
     ...(memory !== undefined && memorySize !== undefined && { window: { path: memory, size: memorySize } }),
   });
-  await Promise.race([untilSignal(), device.ended]);
+  await Promise.race([asked, device.ended]);
   return 0;
 }
 
