@@ -152,11 +152,15 @@ class Guest {
   uint64_t wrong = 0;    // everything else that a packet must not be
 
  private:
+  // As NAPI has one. A worker that outruns this thread (under sanitizers) would keep it at the first ring for good, and
+  // the wish for a kick is about less than a lap (VIRTIO 1.3, 2.8.10).
+  static constexpr uint32_t kBudget = 64;
+
   bool turn() {
     rx_->begin();
     tx_->begin();
-    uint32_t used = 0;
-    for (uint32_t id; (id = rx_->take(&used)) != 65536;) {
+    uint32_t used = 0, id;
+    for (uint32_t budget = kBudget; budget > 0 && (id = rx_->take(&used)) != 65536; budget--) {
       uint8_t frame[8192];
       uint32_t length = 0, buffers = 1;
       for (uint32_t k = 0; k < buffers; k++) {
@@ -175,7 +179,7 @@ class Guest {
       }
       check(frame, length);
     }
-    for (uint32_t id; (id = tx_->take(&used)) != 65536;) {
+    for (uint32_t budget = kBudget; budget > 0 && (id = tx_->take(&used)) != 65536; budget--) {
       if (id >= kTxSize) {
         wrong++;
         return false;
