@@ -18,6 +18,7 @@ bool SplitDevice::init(std::shared_ptr<const RegionTable> table, const Options& 
   used_ = reinterpret_cast<VirtqUsed*>(used.data);
   mask_ = static_cast<uint16_t>(r.size - 1);
   next_avail_ = seen_avail_ = used_idx_ = signalled_ = options.next_avail;
+  published_ = load_relaxed16(&used_->idx);
   return true;
 }
 
@@ -27,6 +28,12 @@ uint32_t SplitDevice::look() {
   uint16_t waiting = static_cast<uint16_t>(seen - next_avail_);
   if (waiting > size_) {
     cause_ = "available index is behind, or further ahead than the ring is long";
+    return 0;
+  }
+  // The peer's VMM empties a ring whose back-end has died, which a driver in a VM learns seconds later: a chain that both
+  // give back breaks the peer's driver. In a packed ring what somebody else has used is not available.
+  if (load_relaxed16(&used_->idx) != published_) {
+    cause_ = "the used index was written by somebody else: another back-end serves this ring, or the peer's VMM took it back";
     return 0;
   }
   seen_avail_ = seen;
@@ -55,6 +62,7 @@ void SplitDevice::publish(uint32_t n) {
   used_idx_ = static_cast<uint16_t>(used_idx_ + n);
   // VIRTIO 1.3, 2.7.8.2: elements and buffers are visible before the index.
   store_release16(&used_->idx, used_idx_);
+  published_ = used_idx_;
   if (log_ && is_logged(Written::kUsed))
     mark_later(reinterpret_cast<const uint8_t*>(&used_->idx), sizeof used_->idx);
 }

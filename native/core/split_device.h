@@ -93,6 +93,8 @@ class SplitDevice : public DeviceRing {
   uint16_t next_avail_ = 0;
   uint16_t seen_avail_ = 0;
   uint16_t used_idx_ = 0;
+  // The used index as it is in memory: as it was found, then as it was published.
+  uint16_t published_ = 0;
   uint16_t signalled_ = 0;
   uint16_t event_ = 0;
   bool signal_valid_ = false;

@@ -279,6 +279,40 @@ TEST("the packets in front of a malformed chain are delivered, and the index sta
   CHECK_EQ(ring.used().idx, 3);
 }
 
+TEST("a used index that somebody else writes ends the service, and is left alone") {
+  for (bool transmit : {true, false}) {
+    Memory m(kBytes);
+    RawRing ring(m, kBase, 8);
+    for (uint16_t i = 0; i < 4; i++)
+      ring.desc(i) = {kData + i * 2048ull, 1000, static_cast<uint16_t>(transmit ? 0 : kDescWrite), 0};
+    std::string error;
+    auto q = PeerQueue::create(options_for(m, ring, transmit, kFeatureVersion1), &error);
+    Burst burst(64);
+    const auto move = [&] {
+      Frames frames;
+      frames.add(100, 1);
+      const uint32_t n = transmit ? q->receive(burst) : q->send(frames.burst);
+      if (transmit) q->release(burst, n);
+      q->flush();
+      return n;
+    };
+    for (uint16_t i = 0; i < 2; i++) {
+      ring.offer(i);
+      CHECK_EQ(move(), 1);
+    }
+    const uint16_t ours = ring.used().idx;
+    CHECK(q->broken(!transmit) == nullptr);
+    ring.offer(2);
+    ring.used().idx = static_cast<uint16_t>(ours + 1);
+    CHECK_EQ(move(), 0);
+    CHECK_TEXT(q->broken(!transmit), "used index was written by somebody else");
+    ring.offer(3);
+    move();
+    q->detached();
+    CHECK_EQ(ring.used().idx, ours + 1);
+  }
+}
+
 TEST("ring areas that are unaligned, overlap, leave their region or have a wrong size are refused") {
   Memory m(kBytes, kBase, {{kBase, 0x80000, 0}, {kBase + 0x80000, 0x80000, 0x80000}});
   struct Row {
