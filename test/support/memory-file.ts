@@ -50,11 +50,11 @@ export async function hugeFolder(scope: Scope, mib: number): Promise<Availabilit
   const read = (name: string): number => Number(readFileSync(`${reservation}/${name}`, 'utf8'));
   const reserve = (pages: number): void => writeFileSync(`${reservation}/nr_hugepages`, String(pages));
   try {
-    const before = read('nr_hugepages');
-    scope.defer(() => reserve(before));
-    reserve(before + mib / 2);
-    if (read('nr_hugepages') < before + mib / 2)
-      return { missing: `the kernel has no ${mib} MiB of huge pages` };
+    // Relative, and by free pages: another test may have a reservation too.
+    const expected = read('free_hugepages') + mib / 2;
+    scope.defer(() => reserve(Math.max(0, read('nr_hugepages') - mib / 2)));
+    reserve(read('nr_hugepages') + mib / 2);
+    if (read('free_hugepages') < expected) return { missing: `the kernel has no ${mib} MiB of huge pages` };
   } catch (error) {
     return { missing: `huge pages cannot be reserved: ${(error as Error).message}` };
   }

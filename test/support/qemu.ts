@@ -153,7 +153,7 @@ export class Guest {
     early.catch(() => {});
     const shell = await Promise.race([GuestShell.connect(join(folder, 'shell')), early]);
     scope.defer(() => shell.close());
-    const qmp = await Promise.race([Qmp.connect(join(folder, 'qmp'), 20_000), early]);
+    const qmp = await Promise.race([Qmp.connect(join(folder, 'qmp'), 60_000), early]);
     scope.defer(() => qmp.close());
     return new Guest(child, qmp, shell, join(folder, 'console'));
   }
@@ -164,12 +164,12 @@ export class Guest {
   }
 
   /** Runs a shell command in the guest. */
-  run(command: string, ms = 30_000): Promise<GuestResult> {
+  run(command: string, ms = 60_000): Promise<GuestResult> {
     return this.#shell.run(command, ms);
   }
 
   /** Runs a shell command that has to succeed; returns its output. */
-  async ok(command: string, ms = 30_000): Promise<string> {
+  async ok(command: string, ms = 60_000): Promise<string> {
     const { output, status } = await this.run(command, ms);
     if (status !== 0)
       throw new Error(`in the guest, '${command}' ended with ${status}:\n${output}${this.tail()}`);
@@ -184,7 +184,7 @@ export class Guest {
   }
 
   /** Link state as QEMU shows it: the carrier of the guest's interface. */
-  async carrier(up: boolean, ms = 15_000): Promise<void> {
+  async carrier(up: boolean, ms = 60_000): Promise<void> {
     await until(
       `the guest's link is ${up ? 'up' : 'down'}`,
       ms,

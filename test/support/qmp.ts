@@ -49,7 +49,7 @@ export class Qmp {
   }
 
   /** Runs a command; rejects with QEMU's description when it fails, or when there is no answer within `ms`. */
-  run(command: string, args: Record<string, unknown> = {}, ms = 20_000): Promise<unknown> {
+  run(command: string, args: Record<string, unknown> = {}, ms = 60_000): Promise<unknown> {
     const id = this.#next++;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => reject(new Error(`QMP ${command}: no answer within ${ms} ms`)), ms);

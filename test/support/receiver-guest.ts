@@ -99,7 +99,7 @@ export function startReceiver(
  * Runs `vhost-pci …` in a receiving guest to its end. Its output takes the way through a file: node resets a terminal when
  * it ends, and the serial port of the guest's shell would lose what it has just received.
  */
-export async function guestVhostPci(guest: Guest, args: string, ms = 30_000): Promise<GuestResult> {
+export async function guestVhostPci(guest: Guest, args: string, ms = 60_000): Promise<GuestResult> {
   return guest.run(
     `vhost-pci ${args} >/tmp/output 2>&1 </dev/null; status=$?; cat /tmp/output; exit $status`,
     ms,
@@ -226,7 +226,7 @@ export class GuestDriver {
   }
 
   /** SIGTERM, and wait; resolves to what it wrote. Not for one that is started again. */
-  async stop(signal = 'TERM', ms = 20_000): Promise<string> {
+  async stop(signal = 'TERM', ms = 60_000): Promise<string> {
     await this.#guest.run(`kill -${signal} ${this.#pid}`);
     await until('vhost-pci net ends in the receiving guest', ms, async () => !(await this.running()));
     return this.output();

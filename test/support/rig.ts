@@ -117,7 +117,7 @@ export class Driver {
     return this.child.events().length;
   }
 
-  connection(state: 'on' | 'off', ms = 20_000, from = 0): Promise<NetEvent> {
+  connection(state: 'on' | 'off', ms = 60_000, from = 0): Promise<NetEvent> {
     return this.child.event(
       `connection ${state}`,
       ms,

@@ -72,7 +72,7 @@ describe('a stock guest with four queue pairs', () => {
   /** A CPU transmits by the queue of its own number: pings from each of them. */
   async function everyPair(guest: Guest, net: Driver): Promise<void> {
     for (const mask of [1, 2, 4, 8]) await guest.ok(`taskset ${mask} ping -c 3 -i 0.2 -W 5 ${TAP_IP}`);
-    const totals = await net.until('packets by each queue', 10_000, ({ queues }) =>
+    const totals = await net.until('packets by each queue', 60_000, ({ queues }) =>
       queues.every(([received]) => received >= 3),
     );
     expect(totals.queues).toHaveLength(4);

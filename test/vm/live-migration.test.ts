@@ -14,7 +14,7 @@ import { need, Scope, sleep, until } from '../support/scope.js';
 
 const MIGRATIONS = Number(process.env.MIGRATIONS ?? 2);
 const CANCELLATIONS = Number(process.env.CANCELLATIONS ?? process.env.MIGRATIONS ?? 3);
-const TIME = 150_000 + (MIGRATIONS + CANCELLATIONS) * 30_000;
+const TIME = 900_000 + (MIGRATIONS + CANCELLATIONS) * 30_000;
 
 let scope: Scope;
 beforeEach(() => {
@@ -62,7 +62,7 @@ async function goOn(stage: Stage): Promise<void> {
   const { destination } = stage;
   const mark = destination.net.mark();
   await destination.guest.qmp.run('cont');
-  await destination.net.connection('on', 30_000, mark);
+  await destination.net.connection('on', 60_000, mark);
   await stage.turn();
 }
 
@@ -104,10 +104,10 @@ async function cancelled(context: Context): Promise<void> {
     await qmp.run('migrate', { uri: 'exec:cat >/dev/null' });
     const status = async (): Promise<string> =>
       ((await qmp.run('query-migrate')) as { status?: string }).status ?? '';
-    await until('migration runs', 20_000, async () => (await status()) === 'active');
+    await until('migration runs', 60_000, async () => (await status()) === 'active');
     await sleep(Math.random() * 500);
     await qmp.run('migrate_cancel');
-    await until('migration is cancelled', 20_000, async () => (await status()) === 'cancelled');
+    await until('migration is cancelled', 60_000, async () => (await status()) === 'cancelled');
     await works(stage);
   }
   await migrated(stage);
@@ -120,7 +120,7 @@ async function numberedStream(context: Context): Promise<void> {
   await sleep(1000);
   const mark = stage.destination.net.mark();
   await migrated(stage);
-  await stage.destination.net.connection('on', 30_000, mark);
+  await stage.destination.net.connection('on', 60_000, mark);
   await stage.destination.guest.ok(`ping -c 1 -w 20 ${HOST_IP}`);
   await sleep(2000);
   const result = await endStream(stage.destination.guest, sender);

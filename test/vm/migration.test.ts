@@ -36,7 +36,7 @@ describe('a peer that is migrated while it downloads', () => {
       const targetNet = target.startNet();
       const after = await target.startGuest();
       const sent = net.totals()?.send.bytes ?? 0;
-      await net.until('traffic', 20_000, (t) => t.send.bytes > sent + (20 << 20));
+      await net.until('traffic', 60_000, (t) => t.send.bytes > sent + (20 << 20));
 
       await before.qmp.run('migrate', { uri: `unix:${socket}` });
       expect(await migrationEnd(before.qmp, 120_000)).toBe('completed');
@@ -44,7 +44,7 @@ describe('a peer that is migrated while it downloads', () => {
       expect(pages, 'pages that were written without being logged').toEqual([]);
 
       await after.qmp.run('cont');
-      await targetNet.connection('on', 20_000);
+      await targetNet.connection('on', 60_000);
       await target.ping(after);
     });
   }
@@ -61,13 +61,13 @@ describe('a peer that is migrated while it downloads', () => {
     await guest.qmp.run('migrate-set-parameters', { 'max-bandwidth': 1 << 20 });
     for (let round = 0; round < 3; round++) {
       await guest.qmp.run('migrate', { uri: 'exec:cat >/dev/null' });
-      await until('migration runs', 20_000, async () => {
+      await until('migration runs', 60_000, async () => {
         const { status } = (await guest.qmp.run('query-migrate')) as { status?: string };
         return status === 'active';
       });
       await source.ping(guest);
       await guest.qmp.run('migrate_cancel');
-      expect(await migrationEnd(guest.qmp, 20_000)).toBe('cancelled');
+      expect(await migrationEnd(guest.qmp, 60_000)).toBe('cancelled');
       await source.ping(guest);
     }
     const { toTap, toGuest } = await source.transfer(guest, 1);

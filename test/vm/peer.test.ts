@@ -49,7 +49,7 @@ describe('a stock guest whose memory is a window file', () => {
     for (let round = 0; round < 2; round++) {
       const mark = net.mark();
       await guest.reset();
-      await net.connection('off', 20_000, mark);
+      await net.connection('off', 60_000, mark);
       await net.connection('on', 60_000, mark);
       await vm.ping(guest);
     }
@@ -67,7 +67,7 @@ describe('a stock guest whose memory is a window file', () => {
     const descriptors = fdCount(device.pid);
     const mark = net.mark();
     await first.child.kill();
-    await net.connection('off', 20_000, mark);
+    await net.connection('off', 60_000, mark);
     const second = await vm.startGuest();
     await net.connection('on', 60_000, mark);
     await second.ready();
@@ -128,7 +128,7 @@ describe("a stock guest whose memory is QEMU's own", () => {
     const guest = await vm.startGuest();
     await vm.rig.served(device, 60_000);
     const net = vm.startNet();
-    await net.connection('on', 20_000);
+    await net.connection('on', 60_000);
     await guest.ready();
     await vm.ping(guest);
     const { toTap, toGuest } = await vm.transfer(guest, TRANSFER_MIB);
@@ -157,7 +157,7 @@ describe('a stock guest with packed rings', () => {
 
     const mark = net.mark();
     await guest.reset();
-    await net.connection('off', 20_000, mark);
+    await net.connection('off', 60_000, mark);
     await net.connection('on', 60_000, mark);
     await vm.ping(guest);
 

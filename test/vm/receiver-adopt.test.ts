@@ -20,9 +20,7 @@ beforeEach(() => {
 });
 afterEach((context) => scope.end(context));
 
-it('serves a receiving VM that is started after the peer, and tells it of the end of the peer', {
-  timeout: 480_000,
-}, async (context) => {
+it('serves a receiving VM that is started after the peer, and tells it of the end of the peer', async (context) => {
   const program = need(context, await receiverProgram());
   const rig = new Rig(scope);
   const device = await rig.device();

@@ -12,7 +12,6 @@ import { BOOT_MS, RECEIVER_IP, TwoVms } from '../support/two-vms.js';
 
 const GIB = 1024 ** 3;
 const LINK_MS = 90_000;
-const LIMIT_MS = 480_000;
 
 let scope: Scope;
 beforeEach(() => {
@@ -24,9 +23,7 @@ const drops = (stats: GuestStats | undefined): number[] =>
   (stats?.queues ?? []).map(({ receive }) => receive.drops);
 
 describe('a receiving VM whose peer has 4 GiB', () => {
-  it('has packets in memory above 4 GiB, and moves files by TCP each way unaltered', {
-    timeout: LIMIT_MS,
-  }, async (context) => {
+  it('has packets in memory above 4 GiB, and moves files by TCP each way unaltered', async (context) => {
     need(context, roomFor(5));
     const vms = await TwoVms.create(context, scope, { mib: 4096 });
     const address = receiverAddress();
@@ -67,9 +64,7 @@ describe('a receiving VM whose peer has huge pages and four queue pairs', () => 
     });
   }
 
-  it('is served by two workers that sleep at once, then by two that spin first', {
-    timeout: LIMIT_MS,
-  }, async (context) => {
+  it('is served by two workers that sleep at once, then by two that spin first', async (context) => {
     const mib = 256;
     const folder = need(context, await hugeFolder(scope, mib));
     const pairs = { queuePairs: 4 };

@@ -14,9 +14,7 @@ beforeEach(() => {
 });
 afterEach((context) => scope.end(context));
 
-it('leaves no page behind that the driver in the receiving VM has written', {
-  timeout: 480_000,
-}, async (context) => {
+it('leaves no page behind that the driver in the receiving VM has written', async (context) => {
   const vms = await TwoVms.create(context, scope);
   const socket = join(scope.folder(), 'migration');
   // The destination has a driver on the host: a device process and a peer QEMU are all that the migration concerns.

@@ -47,7 +47,7 @@ describe('a receiving VM with intel-iommu and MSI-X', () => {
     expect(busy).toMatchObject({ status: 2, output: expect.stringContaining('in use by another process') });
 
     await first.child.kill();
-    await net.connection('off', 20_000);
+    await net.connection('off', 60_000);
     expect(await vms.receiver.ok('cat /sys/class/net/vp0/carrier')).toBe('0');
     const second = await vms.startPeer();
     await net.connection('on', 60_000, 2);
@@ -89,7 +89,7 @@ describe('a receiving VM with virtio-iommu and MSI', () => {
     await net.stop('KILL');
     await peer.carrier(false);
     const second = await vms.startNet(address, '--interrupt');
-    await second.connection('on', 30_000);
+    await second.connection('on', 60_000);
     await peer.carrier(true);
     await vms.ping(peer);
 
@@ -100,7 +100,7 @@ describe('a receiving VM with virtio-iommu and MSI', () => {
     await vms.receiver.ok(ALLOW);
     await vms.bind(address);
     const third = await vms.startNet(address, '--poll');
-    await third.connection('on', 30_000);
+    await third.connection('on', 60_000);
     await peer.carrier(true);
     await vms.ping(peer);
     expect(await third.stop()).not.toMatch(/"event":"error"/);
@@ -137,7 +137,7 @@ describe('a receiving VM whose device is hot-plugged', () => {
     const net = await vms.startNet('01:00.0');
     const peer = await vms.startPeer();
     await peer.ready(BOOT_MS);
-    await net.says(/waiting for 0000:01:00.0: there is no PCI device/, 30_000);
+    await net.says(/waiting for 0000:01:00.0: there is no PCI device/, 60_000);
 
     const plug = (): Promise<unknown> =>
       receiver.qmp.run('device_add', {
@@ -146,7 +146,7 @@ describe('a receiving VM whose device is hot-plugged', () => {
         bus: 'port0',
         socket: { type: 'unix', path: vms.rig.vfioUser },
       });
-    const unplug = async (ms = 30_000): Promise<void> => {
+    const unplug = async (ms = 60_000): Promise<void> => {
       const seen = receiver.qmp.events.length;
       await receiver.qmp.run('device_del', { id: 'vhost-pci' });
       await receiver.qmp.event('DEVICE_DELETED', ms, seen);
@@ -157,7 +157,7 @@ describe('a receiving VM whose device is hot-plugged', () => {
       await net.connection('on', 60_000, round);
       await vms.ping(peer);
       await unplug();
-      await net.connection('off', 20_000, round);
+      await net.connection('off', 60_000, round);
       expect(await net.running()).toBe(true);
       expect(await receiver.ok('ls /sys/bus/pci/devices')).not.toContain('0000:01:00.0');
     }
@@ -165,7 +165,7 @@ describe('a receiving VM whose device is hot-plugged', () => {
     await plug();
     await net.connection('on', 60_000, 3);
     await vms.device.kill();
-    await net.connection('off', 30_000, 3);
+    await net.connection('off', 60_000, 3);
     await vms.startDevice();
     // Linux waits a minute for a dead function before it lets go of it (pci_dev_wait).
     await unplug(150_000);

@@ -57,7 +57,7 @@ describe('kernel VFIO', () => {
   });
 });
 
-describe('a driver without rights', { timeout: 300_000 }, () => {
+describe('a driver without rights', () => {
   const UID = 1000;
   const STRANGER = 1001;
 
