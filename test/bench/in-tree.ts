@@ -61,6 +61,11 @@ export class InTree {
     return (await this.command(`window ${ms}`)) as unknown as Window;
   }
 
+  /** Packets a second that the peer received while dirty logging was on and while it was off, `turns` times `ms` each. */
+  async logInTurns(turns: number, ms: number): Promise<{ readonly on: number; readonly off: number }> {
+    return (await this.command(`log-turns ${turns} ${ms}`)) as { on: number; off: number };
+  }
+
   /** Gives the peer a command and waits for its answer. */
   async command(line: string): Promise<object> {
     const from = this.peer.events().length;

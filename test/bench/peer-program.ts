@@ -5,7 +5,8 @@
  *
  * Tasks: `bounce` sends one packet, and from then on sends back what comes; `send` sends and takes as fast as it can, `take`
  * only takes, `idle` does nothing; `tap` joins the peer to the TAP interface `tap`. Commands, one a line: `window MS` answers
- * with the packets that came and went in that time, `log on` and `log off` switch dirty logging, the end of stdin ends it.
+ * with the packets that came and went in that time, `log-turns N MS` with the rates while dirty logging is on and while it is
+ * off, in N turns of each; the end of stdin ends it.
  */
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -39,6 +40,8 @@ const FEATURES = bits(
 );
 const MEMORY_BYTES = 64 << 20;
 const LOG_BYTES = 1 << 20;
+/** After a switch of dirty logging, which takes the peer, the device process and the driver some messages. */
+const SETTLE_MS = 3;
 const MAC = Buffer.from([2, 0, 0, 0, 0, 1]);
 
 const options = JSON.parse(process.argv[2] ?? '') as PeerTask;
@@ -88,28 +91,47 @@ if (task === 'bounce') {
 console.log(JSON.stringify({ event: 'ready', features: `0x${peer.features.toString(16)}` }));
 
 const logFd = native.memfdCreate('log', LOG_BYTES);
-async function run(command: string, argument: string): Promise<object> {
-  if (command === 'log') {
-    if (argument === 'on') await peer.frontEnd.startLogging({ fd: logFd, size: LOG_BYTES, offset: 0 });
-    else await peer.frontEnd.stopLogging();
-    return { event: 'logging', on: argument === 'on' };
-  }
+const log = (on: boolean): Promise<void> =>
+  on ? peer.frontEnd.startLogging({ fd: logFd, size: LOG_BYTES, offset: 0 }) : peer.frontEnd.stopLogging();
+
+async function window(ms: number): Promise<{ ms: number; received: number; sent: number }> {
   const before = queue.stats();
   const begin = performance.now();
-  await sleep(Number(argument));
+  await sleep(ms);
   const after = queue.stats();
   return {
-    event: 'window',
     ms: performance.now() - begin,
     received: after.receive.packets - before.receive.packets,
     sent: after.send.packets - before.send.packets,
   };
 }
 
+async function logInTurns(turns: number, ms: number): Promise<{ on: number; off: number }> {
+  const sums = { on: { received: 0, ms: 0 }, off: { received: 0, ms: 0 } };
+  for (let i = 0; i < 2 * turns; i++) {
+    // On, off, off, on, …: what only grows does not favour one of them.
+    const state = (i >> 1) % 2 === i % 2 ? 'on' : 'off';
+    await log(state === 'on');
+    await sleep(SETTLE_MS);
+    const took = await window(ms);
+    sums[state].received += took.received;
+    sums[state].ms += took.ms;
+  }
+  await log(false);
+  const rate = ({ received, ms }: { received: number; ms: number }): number => (received / ms) * 1000;
+  return { on: rate(sums.on), off: rate(sums.off) };
+}
+
+async function run(command: string, args: readonly number[]): Promise<object> {
+  if (command === 'log-turns')
+    return { event: 'logging', ...(await logInTurns(args[0] ?? 1, args[1] ?? 10)) };
+  return { event: 'window', ...(await window(args[0] ?? 100)) };
+}
+
 try {
   for await (const line of createInterface({ input: process.stdin })) {
-    const [command = '', argument = ''] = line.split(' ');
-    console.log(JSON.stringify(await run(command, argument)));
+    const [command = '', ...args] = line.split(' ');
+    console.log(JSON.stringify(await run(command, args.map(Number))));
   }
 } finally {
   await worker.stop();

@@ -15,26 +15,46 @@ export interface Sample {
   readonly dropped?: 'distance' | 'run-delay';
 }
 
-/** Looks at the threads of some processes around `measure`, and at the distance of the CPUs around everything. */
-export async function sample(
+/** Runs `measure`, and looks at the polling threads of some processes around it. */
+type Window = <T>(pids: readonly number[], measure: () => Promise<T>) => Promise<T>;
+
+/** Looks at the distance of the CPUs around `run`. The values are made of what it returns. */
+async function bracket<T>(
   distance: Distance,
-  run: (
-    window: (pids: readonly number[], measure: () => Promise<number>) => Promise<number>,
-  ) => Promise<number>,
-): Promise<Sample> {
+  run: (window: Window) => Promise<T>,
+): Promise<{ result: T } & Omit<Sample, 'value'>> {
   const before = distanceClass(await distance.line());
   let delay = 0;
-  const value = await run(async (pids, measure) => {
+  const result = await run(async (pids, measure) => {
     const start: ProcessTimes[] = pids.map((pid) => threadTimes(pid));
-    const result = await measure();
+    const measured = await measure();
     const delays = pids.map((pid, i) => runDelays(start[i]!, threadTimes(pid))[0] ?? 1);
     delay = Math.max(0, ...delays);
-    return result;
+    return measured;
   });
   const after = distanceClass(await distance.line());
-  if (after !== before) return { value, distance: after, dropped: 'distance' };
-  if (delay > limits.delay) return { value, distance: after, dropped: 'run-delay' };
-  return { value, distance: after };
+  if (after !== before) return { result, distance: after, dropped: 'distance' };
+  if (delay > limits.delay) return { result, distance: after, dropped: 'run-delay' };
+  return { result, distance: after };
+}
+
+export async function sample(distance: Distance, run: (window: Window) => Promise<number>): Promise<Sample> {
+  const { result: value, ...rest } = await bracket(distance, run);
+  return { value, ...rest };
+}
+
+export interface Pair {
+  readonly a: Sample;
+  readonly b: Sample;
+}
+
+/** Both sides of a pair between the same two looks: for what can change sides within milliseconds. */
+export async function pairSample(
+  distance: Distance,
+  run: (window: Window) => Promise<{ readonly a: number; readonly b: number }>,
+): Promise<Pair> {
+  const { result, ...rest } = await bracket(distance, run);
+  return { a: { value: result.a, ...rest }, b: { value: result.b, ...rest } };
 }
 
 export function median(values: readonly number[]): number {
@@ -59,19 +79,23 @@ export interface Comparison {
 /** The most tries for one good pair. */
 const TRIES = 3;
 
-/**
- * Takes pairs until `wanted` of them count: both samples good and at the same distance. Gives up after three times as many
- * tries and says what there is.
- */
-export async function compare(
+export function compare(
   wanted: number,
   a: () => Promise<Sample>,
   b: () => Promise<Sample>,
 ): Promise<Comparison> {
-  const pairs: { a: Sample; b: Sample }[] = [];
+  return comparePairs(wanted, async () => ({ a: await a(), b: await b() }));
+}
+
+/**
+ * Takes pairs until `wanted` of them count: both samples good and at the same distance. Gives up after three times as many
+ * tries and says what there is.
+ */
+export async function comparePairs(wanted: number, take: () => Promise<Pair>): Promise<Comparison> {
+  const pairs: Pair[] = [];
   const dropped = { distance: 0, runDelay: 0 };
   for (let tries = 0; tries < wanted * TRIES && mostly(pairs).length < wanted; tries++) {
-    const pair = { a: await a(), b: await b() };
+    const pair = await take();
     const causes = [pair.a.dropped, pair.b.dropped].filter((cause) => cause !== undefined);
     for (const cause of causes) dropped[cause === 'distance' ? 'distance' : 'runDelay']++;
     if (causes.length > 0) continue;
@@ -93,8 +117,8 @@ export async function compare(
 }
 
 /** The pairs at the distance that most of them have: one median must not mix distances. */
-function mostly<P extends { a: Sample }>(pairs: readonly P[]): P[] {
-  const groups = new Map<number, P[]>();
+function mostly(pairs: readonly Pair[]): Pair[] {
+  const groups = new Map<number, Pair[]>();
   for (const pair of pairs) groups.set(pair.a.distance, [...(groups.get(pair.a.distance) ?? []), pair]);
   return [...groups.values()].sort((x, y) => y.length - x.length)[0] ?? [];
 }

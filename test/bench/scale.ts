@@ -3,7 +3,15 @@ import { run } from '../support/process.js';
 import { Scope, sleep } from '../support/scope.js';
 import type { Distance } from './distance.js';
 import { InTree } from './in-tree.js';
-import { type Comparison, compare, limits, type Sample, sample } from './samples.js';
+import {
+  type Comparison,
+  compare,
+  comparePairs,
+  limits,
+  pairSample,
+  type Sample,
+  sample,
+} from './samples.js';
 import { program } from './systems.js';
 import { BACK_CPU, FRONT_CPU } from './testpmd.js';
 import type { Effort } from './throughput.js';
@@ -32,7 +40,11 @@ export function manyPeers(
   return compare(effort.pairs, take(peers), take(1));
 }
 
-/** Packets a second from us to the peer with dirty logging on against off. */
+/** Turns of one kind in a pair, and the length of one: what changes on the machine takes longer than that. */
+const TURNS = 10;
+const TURN_MS = 15;
+
+/** Packets a second from us to the peer with dirty logging on against off, on one link that switches every few milliseconds. */
 export async function dirtyLogging(distance: Distance, frame: number, effort: Effort): Promise<Comparison> {
   await using scope = new Scope();
   const link = await InTree.start(scope, {
@@ -40,17 +52,15 @@ export async function dirtyLogging(distance: Distance, frame: number, effort: Ef
     peer: { task: 'take', mode: 'poll', cpu: FRONT_CPU },
   });
   link.pause();
-  const take = (log: 'on' | 'off') => (): Promise<Sample> =>
-    sample(distance, async (window) => {
+  return await comparePairs(effort.pairs, () =>
+    pairSample(distance, async (window) => {
       link.resume();
-      await link.command(`log ${log}`);
       await sleep(WARM_UP_MS);
-      const rate = await window([link.driver.pid, link.peer.pid], async () => {
-        const { ms, received } = await link.window(effort.windowMs);
-        return (received / ms) * 1000;
-      });
+      const { on, off } = await window([link.driver.pid, link.peer.pid], () =>
+        link.logInTurns(TURNS, TURN_MS),
+      );
       link.pause();
-      return rate;
-    });
-  return await compare(effort.pairs, take('on'), take('off'));
+      return { a: on, b: off };
+    }),
+  );
 }
