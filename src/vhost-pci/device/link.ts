@@ -137,10 +137,10 @@ export class Link {
   async setLogging(on: boolean): Promise<void> {
     if (this.#phase === 'stopping' && !(await this.#off()) && on) throw unconfirmed('that it stopped');
     if (this.#phase !== 'on') return;
-    const wanted = this.#ends.wanted();
-    this.#published = wanted ?? this.#published;
+    // What else has changed of the peer is told by `update`, which compares with what the driver knows.
+    const log = on ? this.#ends.wanted()?.log : undefined;
     const confirmed = new Promise<void>((done) => this.#logWaiters.push({ on, done }));
-    if (on && wanted?.log) this.#ends.send({ kind: 'log-base', ...wanted.log });
+    if (log) this.#ends.send({ kind: 'log-base', ...log });
     this.#ends.send({ kind: 'logging', on });
     if (!(await late(confirmed, ANSWER_LIMIT_MS))) return;
     if (on) throw unconfirmed('that it logs');

@@ -233,6 +233,24 @@ describe('dirty logging', () => {
     ]);
   });
 
+  it('does not hide from the driver what changed just before', async () => {
+    const b = new Bench();
+    await b.turnOn(peer(0n));
+    for (const [now, told] of [
+      [peer(0n, { enable: 0, log: true }), '> virtq-info'],
+      [peer(0x4000n, { enable: 0, log: true }), '> connection off'],
+    ] as const) {
+      b.now = now;
+      b.link.changed();
+      const done = b.link.setLogging(true);
+      b.link.message({ kind: 'logging', on: true });
+      await done;
+      b.clear();
+      await b.settle();
+      expect(b.trace).toEqual([told]);
+    }
+  });
+
   it('waits for a driver that is about to stop: it still writes', async () => {
     const b = new Bench();
     await b.turnOn(peer(0n));
