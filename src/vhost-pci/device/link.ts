@@ -57,6 +57,7 @@ export class Link {
   /** Indices that the driver reported when it last let go. */
   #stoppedAt: readonly Virtq[] | undefined;
   #waiters: (() => void)[] = [];
+  /** What the driver was told and has not confirmed, in order. */
   #logWaiters: { on: boolean; done: () => void }[] = [];
   #settle: { readonly timer: NodeJS.Timeout; readonly at: number } | undefined;
 
@@ -175,11 +176,7 @@ export class Link {
         if (!message.on) this.#driverOff();
         return;
       case 'logging':
-        this.#logWaiters = this.#logWaiters.filter((w) => {
-          if (w.on !== message.on) return true;
-          w.done();
-          return false;
-        });
+        this.#loggingConfirmed(message.on);
         return;
       case 'broken':
         if (this.#phase === 'on') this.#ends.ringBroken(message.ring);
@@ -232,7 +229,11 @@ export class Link {
     }
     this.#published = wanted;
     const messages: Message[] = [{ kind: 'virtq-info', virtqs: wanted.virtqs }];
-    if (wanted.log) messages.push({ kind: 'log-base', ...wanted.log }, { kind: 'logging', on: true });
+    if (wanted.log) {
+      messages.push({ kind: 'log-base', ...wanted.log }, { kind: 'logging', on: true });
+      // Nobody waits for this one, but it is not the answer to a later ON.
+      this.#logWaiters.push({ on: true, done: () => {} });
+    }
     messages.push({ kind: 'connection', on: true });
     for (const message of messages) {
       this.#ends.send(message);
@@ -241,6 +242,15 @@ export class Link {
     }
     this.#ends.started(wanted.virtqs);
     this.#enter('on');
+  }
+
+  /** Answers come in the order of the commands; one that the driver refused has none. */
+  #loggingConfirmed(on: boolean): void {
+    const at = this.#logWaiters.findIndex((w) => w.on === on);
+    this.#logWaiters
+      .splice(0, at + 1)
+      .at(-1)
+      ?.done();
   }
 
   #driverOff(): void {

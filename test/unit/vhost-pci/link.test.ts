@@ -268,6 +268,27 @@ describe('dirty logging', () => {
     expect(done).toBe(true);
   });
 
+  it('takes an answer for that of the command that it belongs to', async () => {
+    const b = new Bench();
+    await b.turnOn(peer(0n, { log: true }));
+    const off = b.link.setLogging(false);
+    await vi.advanceTimersByTimeAsync(3100);
+    await off;
+    let done = false;
+    void b.link.setLogging(true).then(() => {
+      done = true;
+    });
+    // A driver that stood still works off what it was told: ON with the peer, OFF, ON.
+    for (const on of [true, false]) {
+      b.link.message({ kind: 'logging', on });
+      await vi.advanceTimersByTimeAsync(0);
+      expect(done).toBe(false);
+    }
+    b.link.message({ kind: 'logging', on: true });
+    await vi.advanceTimersByTimeAsync(0);
+    expect(done).toBe(true);
+  });
+
   it('is an error for the peer when the driver does not confirm it, and a warning when it is OFF', async () => {
     const b = new Bench();
     await b.turnOn(peer(0n));
