@@ -189,13 +189,17 @@ export class PeerConnection implements BackEndDevice {
 
   async stopRing(index: number): Promise<number> {
     const stopped = await this.#owner.link.letGo();
-    // The front-end takes the answer for the end of all writes, and moves the guest: without it, the migration fails.
-    if (!stopped && this.#backEnd.state.logging)
+    // The front-end takes the answer for the end of all writes. Without one QEMU 11.1 moves the guest all the same, after
+    // a last look at the log: a driver that stands still may have ended between a write and its bit.
+    if (!stopped && this.#backEnd.state.logging) {
+      this.#mover?.markAll();
       throw new VhostPciError(
         'connection',
         'ELOGGING',
-        'the driver did not confirm that it stopped: the dirty log may be incomplete. Restart the driver',
+        'the driver did not confirm that it stopped: if it still runs, the guest that is migrated has damaged memory. ' +
+          'Cancel the migration or reset the guest, and restart the driver',
       );
+    }
     const ring = this.#backEnd.state.rings[index] as PeerRingState;
     const at = this.#nextAvail(ring);
     this.#left.delete(index);
