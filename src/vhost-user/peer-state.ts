@@ -44,6 +44,7 @@ export function logBytes(end: bigint): bigint {
 export class DirtyLogFile extends OwnedFd implements PeerLog {
   readonly offset: number;
   readonly size: number;
+  readonly #file: { readonly dev: bigint; readonly ino: bigint };
 
   /** Takes over `fd`, also when it throws (scope `connection`) because the log is not inside the file. */
   constructor(fd: number, size: bigint, offset: bigint) {
@@ -57,6 +58,7 @@ export class DirtyLogFile extends OwnedFd implements PeerLog {
       // Bits are set with atomic operations on words.
       if (offset % 8n !== 0n) throw fail('EALIGN', 'is not aligned to 8 bytes');
       if (offset + size > file.size) throw fail('EFILESIZE', `ends behind its file of ${file.size} bytes`);
+      this.#file = file;
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -65,6 +67,16 @@ export class DirtyLogFile extends OwnedFd implements PeerLog {
 
   covers(memory: PeerMemory): boolean {
     return BigInt(this.size) >= logBytes(memory.end);
+  }
+
+  /** It lies in the memory that it is for: setting bits would damage the guest, and be more writes to log. */
+  overlaps({ file, regions }: PeerMemory): boolean {
+    const end = this.offset + this.size;
+    return (
+      file.dev === this.#file.dev &&
+      file.ino === this.#file.ino &&
+      regions.some((r) => r.fileOffset < end && this.offset < r.fileOffset + r.size)
+    );
   }
 }
 

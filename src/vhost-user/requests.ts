@@ -60,7 +60,7 @@ export class Requests implements RequestHandler {
       throw refuse('ENOLOG', 'LOG_ALL without LOG_SHMFD: there is no way to get a log');
     if (virtio !== state.features && state.anyStarted)
       throw refuse('EBUSY', 'other features while rings are started');
-    if (logging) this.#checkLogCovers();
+    if (logging) checkLog(state.log, state.memory);
     if (!state.negotiated || virtio !== state.features) this.#device.featuresSet(virtio);
     state.features = virtio;
     state.negotiated = true;
@@ -173,7 +173,7 @@ export class Requests implements RequestHandler {
   async #setMemory(memory: PeerMemory | undefined): Promise<void> {
     const state = this.#state;
     try {
-      if (memory && state.logging) this.#checkLogCovers(memory);
+      if (state.logging) checkLog(state.log, memory);
     } catch (error) {
       memory?.[Symbol.dispose]();
       throw error;
@@ -194,9 +194,11 @@ export class Requests implements RequestHandler {
   async setLogBase(size: bigint, offset: bigint, fds: ReceivedFds): Promise<void> {
     const state = this.#state;
     const log = new DirtyLogFile(fds.takeOne()!, size, offset);
-    if (state.memory && !log.covers(state.memory)) {
+    try {
+      checkLog(log, state.memory);
+    } catch (error) {
       log[Symbol.dispose]();
-      throw this.#tooSmall(log, state.memory);
+      throw error;
     }
     // QEMU sends a second log, larger, when memory is added during a migration: the old one gets its last bits first.
     await this.#setLog(log);
@@ -231,16 +233,14 @@ export class Requests implements RequestHandler {
     }
     if (state.anyStarted) this.#device.ringsChanged();
   }
+}
 
-  #checkLogCovers(memory = this.#state.memory): void {
-    const { log } = this.#state;
-    if (log && memory && !log.covers(memory)) throw this.#tooSmall(log, memory);
-  }
-
-  #tooSmall(log: DirtyLogFile, memory: PeerMemory): VhostPciError {
-    return refuse(
+function checkLog(log: DirtyLogFile | undefined, memory: PeerMemory | undefined): void {
+  if (!log || !memory) return;
+  if (!log.covers(memory))
+    throw refuse(
       'ELOGSIZE',
       `a log of ${log.size} bytes is too small, the memory needs ${logBytes(memory.end)}`,
     );
-  }
+  if (log.overlaps(memory)) throw refuse('EOVERLAP', 'the log overlaps the memory that it is for');
 }

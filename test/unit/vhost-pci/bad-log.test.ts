@@ -71,10 +71,17 @@ describe('a log that cannot be one', () => {
     ['is not aligned', BigInt(LOG_BYTES), 4n, () => logFile(LOG_BYTES + 4096)],
     ['is no file', BigInt(LOG_BYTES), 0n, eventfd],
     ['cannot be written', BigInt(LOG_BYTES), 0n, readOnly],
+    ['overlaps the memory', BigInt(LOG_BYTES), BigInt(PAGE), memoryFile],
   ];
 
   function eventfd(): number {
     const fd = native.eventfd();
+    rig.defer(() => closeSync(fd));
+    return fd;
+  }
+
+  function memoryFile(): number {
+    const fd = openSync(rig.memoryFile, 'r+');
     rig.defer(() => closeSync(fd));
     return fd;
   }
