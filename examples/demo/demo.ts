@@ -48,7 +48,7 @@ function options() {
 const values = options();
 const seconds = Number(values.seconds ?? 2);
 if (values.help) usage(0);
-if (!(seconds > 0 && seconds <= 3600)) usage(2);
+if (!(seconds >= 1 && seconds <= 3600)) usage(2);
 /** What a person reads. With --json, stdout belongs to the one object at the end. */
 const say = (line: string): void => void (values.json ? process.stderr : process.stdout).write(`${line}\n`);
 
