@@ -37,13 +37,15 @@ export class DirtyLogMover implements Disposable {
   readonly #ranges: readonly PageRange[];
   readonly #slices: readonly PageRange[];
   readonly #failed: (error: VhostPciError) => void;
+  readonly #wrote: () => void;
   #timer: NodeJS.Timeout | undefined;
   #dead = false;
   moved = 0;
 
   /**
    * `log` is mapped from the front-end's file and has bit 0 at `logOffset`; this object closes it. Throws (scope `connection`)
-   * when it is too small. `failed` is called once, when the front-end has taken the log's memory away.
+   * when it is too small. `failed` is called once, when the front-end has taken the log's memory away; `wrote` whenever bits
+   * have arrived in the log.
    */
   constructor(
     pages: Mapping,
@@ -52,6 +54,7 @@ export class DirtyLogMover implements Disposable {
     regions: readonly LogRegion[],
     failed: (error: VhostPciError) => void,
     logOffset = 0,
+    wrote: () => void = () => {},
   ) {
     for (const { gpa, size } of regions) {
       const lastByte = Number((gpa + BigInt(size) - 1n) / BigInt(PAGE) / 8n);
@@ -72,6 +75,7 @@ export class DirtyLogMover implements Disposable {
     });
     this.#slices = this.#ranges.flatMap(sliced);
     this.#failed = failed;
+    this.#wrote = wrote;
     this.#schedule(0, PERIOD_MS);
   }
 
@@ -112,7 +116,7 @@ export class DirtyLogMover implements Disposable {
   #move({ first, count, shift }: PageRange): void {
     const { bitmapOffset, bitmapBytes } = this.#layout;
     this.#guard(() => {
-      this.moved += native.moveDirtyBits(
+      const moved = native.moveDirtyBits(
         this.#pages,
         bitmapOffset,
         this.#log,
@@ -122,6 +126,8 @@ export class DirtyLogMover implements Disposable {
         first,
         count,
       );
+      this.moved += moved;
+      if (moved > 0) this.#wrote();
     });
   }
 

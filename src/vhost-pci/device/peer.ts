@@ -115,7 +115,7 @@ export class PeerConnection implements BackEndDevice {
       this.#owner.log.warn('the driver went while the peer is migrated: every page counts as written');
       this.#mover.markAll();
     }
-    this.#flushLog();
+    this.#mover?.flush();
   }
 
   /** The driver has the rings now. */
@@ -205,7 +205,7 @@ export class PeerConnection implements BackEndDevice {
     this.#left.delete(index);
     this.#given.delete(index);
     this.#forgetEnabling();
-    this.#flushLog();
+    this.#mover?.flush();
     // The back-end closes the kick eventfd next.
     this.#owner.function?.notifications.setRing(index, undefined, ring.call);
     // Other pairs may go on.
@@ -332,7 +332,8 @@ export class PeerConnection implements BackEndDevice {
     let mover: DirtyLogMover;
     try {
       const failed = (error: VhostPciError): void => this.#backEnd.close(error);
-      mover = new DirtyLogMover(fn.pages, fn.layout, mapping, memory.regions, failed, offset);
+      const wrote = (): void => this.#signalLog();
+      mover = new DirtyLogMover(fn.pages, fn.layout, mapping, memory.regions, failed, offset, wrote);
     } catch (error) {
       mapping.close();
       throw error;
@@ -344,14 +345,13 @@ export class PeerConnection implements BackEndDevice {
     if (!this.#served) mover.markAll();
   }
 
-  #flushLog(): void {
-    this.#mover?.flush();
+  #signalLog(): void {
     const signal = this.#backEnd.state.logSignal;
-    if (this.#mover && signal) native.eventfdSignal(signal.fd);
+    if (signal) native.eventfdSignal(signal.fd);
   }
 
   #endLog(): void {
-    this.#flushLog();
+    this.#mover?.flush();
     this.#mover?.[Symbol.dispose]();
     this.#mover = undefined;
   }

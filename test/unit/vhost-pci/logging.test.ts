@@ -3,6 +3,7 @@ import { closeSync, ftruncateSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { native, type RingAddresses } from '../../../src/sys/native.js';
 import { PAGE } from '../../../src/vhost-pci/identity.js';
+import { FLAG, REQUEST } from '../../../src/vhost-user/protocol.js';
 import type { NetPeer } from '../../../src/virtio-net/peer.js';
 import { exchange, isOff, isOn, MEMORY_BYTES, MIB, Rig, Traffic, until, whole } from './rig.js';
 
@@ -100,6 +101,26 @@ describe('dirty logging', () => {
     expect(changed.length).toBeGreaterThan(10);
     expect(changed.filter((page) => !logged.has(page))).toEqual([]);
     expect([...logged].filter((page) => !allowed.has(page))).toEqual([]);
+  });
+
+  it('signals the eventfd of the log whenever bits have arrived, not at the end only', async () => {
+    const { peer } = await connected();
+    const log = new Log(rig);
+    const signal = native.eventfd();
+    rig.defer(() => closeSync(signal));
+    await peer.frontEnd.exchange(
+      REQUEST.SET_LOG_FD,
+      Buffer.alloc(0),
+      [signal],
+      FLAG.VERSION | FLAG.NEED_REPLY,
+    );
+    await peer.frontEnd.startLogging({ fd: log.fd, size: LOG_BYTES, offset: 0 });
+    native.eventfdTake(signal);
+    for (let i = 0; i < 3; i++) {
+      await exchange(peer, 10);
+      await until('the log was written', 30_000, () => native.eventfdTake(signal) > 0);
+    }
+    expect(log.pages().size).toBeGreaterThan(0);
   });
 
   it('goes on over a stop and start of the rings, and ends', async () => {
