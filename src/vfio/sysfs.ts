@@ -27,7 +27,7 @@ export interface PciFacts {
   readonly classCode: number;
   readonly driver: string | undefined;
   readonly group: number | undefined;
-  /** BARs that the function has, but for which the kernel has found no place. */
+  /** BARs that the function has, but for which the kernel has found no place. Looked up when it is asked for. */
   readonly unassignedBars: readonly number[];
 }
 
@@ -36,6 +36,10 @@ const IORESOURCE_IO = 0x100;
 const IORESOURCE_MEM = 0x200;
 const IORESOURCE_UNSET = 0x2000_0000n;
 const BARS = 6;
+/** Of the first BAR's register in the configuration space, and what its bits 0 to 2 say (linux/pci_regs.h). */
+const BAR_OFFSET = 0x10;
+const BAR_TYPE = 0b111;
+const BAR_64BIT = 0b100;
 
 /** A file's text; undefined when it is not there. */
 function textOf(path: string): string | undefined {
@@ -105,7 +109,9 @@ export class PciSysfs {
       classCode: number('class'),
       driver: targetOf(join(folder, 'driver')),
       group: group === undefined ? undefined : Number(group),
-      unassignedBars: unassigned(textOf(join(folder, 'resource')) ?? ''),
+      get unassignedBars() {
+        return unassigned(textOf(join(folder, 'resource')) ?? '', barRegisters(join(folder, 'config')));
+      },
     };
   }
 
@@ -180,8 +186,40 @@ export class PciSysfs {
   }
 }
 
-/** `resource` has a line for each BAR: first address, last address, flags. */
-function unassigned(resource: string): number[] {
+/** The registers of a function's BARs; none when they cannot be read. */
+function barRegisters(path: string): number[] {
+  let fd: number | undefined;
+  try {
+    fd = openSync(path, 'r');
+    const bytes = Buffer.alloc(4 * BARS);
+    if (readSync(fd, bytes, 0, bytes.length, BAR_OFFSET) !== bytes.length) return [];
+    return Array.from({ length: BARS }, (_, bar) => bytes.readUInt32LE(4 * bar));
+  } catch {
+    return [];
+  } finally {
+    if (fd !== undefined) closeSync(fd);
+  }
+}
+
+/** What the registers say that there is: their low bits are fixed (PCI 3.0, 6.2.5.1). The upper half of a BAR is none. */
+function implemented(registers: readonly number[]): Set<number> {
+  const bars = new Set<number>();
+  for (let bar = 0; bar < registers.length; bar++) {
+    const register = registers[bar]!;
+    // All ones: nobody answers.
+    if (register === 0 || register === 0xffff_ffff) continue;
+    bars.add(bar);
+    if ((register & BAR_TYPE) === BAR_64BIT) bar++;
+  }
+  return bars;
+}
+
+/**
+ * `resource` has a line for each BAR: first address, last address, flags. When the kernel has given up on a BAR, the line is
+ * as empty as that of a BAR that is not there (reset_resource); the register tells.
+ */
+function unassigned(resource: string, registers: readonly number[]): number[] {
+  const there = implemented(registers);
   return resource
     .split('\n')
     .slice(0, BARS)
@@ -190,6 +228,7 @@ function unassigned(resource: string): number[] {
         .split(/\s+/)
         .filter((word) => /^0x[0-9a-f]+$/i.test(word))
         .map(BigInt);
+      if (flags === 0n && end === 0n) return there.has(bar) ? [bar] : [];
       if ((flags & BigInt(IORESOURCE_IO | IORESOURCE_MEM)) === 0n || end === 0n) return [];
       return start === 0n || (flags & IORESOURCE_UNSET) !== 0n ? [bar] : [];
     });

@@ -97,6 +97,30 @@ describe('bind', () => {
     expect(error).toMatchObject({ scope: 'usage' });
     expect(error.message).toMatch(/no place for BAR 2 .*pref64-reserve/);
   });
+
+  it('finds BARs of which the kernel has forgotten that they are there', async () => {
+    const none = [0n, 0n, 0n] as const;
+    // As Linux 6.12 shows a function behind a root port without room for BAR 2.
+    const resource = [
+      [0xfe80_0000n, 0xfe80_7fffn, 0x40200n],
+      none,
+      none,
+      none,
+      [0xfb00_0000n, 0xfb00_ffffn, MEM64],
+      none,
+    ] as const;
+    bus.add(A, { group: 2, resource, registers: [0xfe80_0000, 0, 0xc, 0, 0xfb00_000c, 0] });
+    const error = await rejectionOf(bind(bus, A, { settleMs: 0 }));
+    expect(error).toMatchObject({ scope: 'usage' });
+    expect(error.message).toMatch(/no place for BAR 2 of/);
+    expect(deviceStatus(bus, () => true)[0]?.problem).toBe(error.message);
+    // An upper half of an address is no BAR, and a function that does not answer says nothing about its BARs.
+    bus.add(B, { group: 3, resource, registers: [0xfe80_0000, 0, 0, 0, 0xfb00_000c, 0x1] });
+    expect(bus.facts(B)?.unassignedBars).toEqual([]);
+    bus.remove(B);
+    bus.add(B, { group: 3, resource, registers: Array(6).fill(0xffff_ffff) });
+    expect(bus.facts(B)?.unassignedBars).toEqual([]);
+  });
 });
 
 describe('bind with an owner', () => {

@@ -20,6 +20,8 @@ export interface FakeFunction {
   readonly group?: number;
   /** Lines of `resource`: first address, last address, flags. */
   readonly resource?: readonly (readonly [bigint, bigint, bigint])[];
+  /** The registers of its BARs. */
+  readonly registers?: readonly number[];
   /** Names of network interfaces that are up. */
   readonly interfaces?: readonly string[];
   /** The driver that the kernel takes for it by itself. */
@@ -58,6 +60,11 @@ export class FakeBus extends PciSysfs implements Disposable {
     file('driver_override', '(null)');
     const hex = (n: bigint): string => `0x${n.toString(16).padStart(16, '0')}`;
     file('resource', (f.resource ?? []).map((line) => line.map(hex).join(' ')).join('\n'));
+    if (f.registers) {
+      const config = Buffer.alloc(64);
+      for (const [bar, register] of f.registers.entries()) config.writeUInt32LE(register, 0x10 + 4 * bar);
+      writeFileSync(join(folder, 'config'), config);
+    }
     if (f.group !== undefined) {
       const group = join(this.root, 'kernel/iommu_groups', String(f.group));
       mkdirSync(join(group, 'devices', address), { recursive: true });
