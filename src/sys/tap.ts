@@ -132,11 +132,15 @@ export class Tap implements Disposable {
     control(SIOCSIFHWADDR, request, `ip link set ${this.name} address ${text}`);
   }
 
-  /** What is as it should be is left alone here and below: only root may change it, and may have done so already. */
-  setMtu(mtu: number): void {
+  get mtu(): number {
     const request = ifreqMtu.encode({ name: nameField(this.name) });
     control(SIOCGIFMTU, request, `ip link show ${this.name}`);
-    if (ifreqMtu.decode(request).mtu === mtu) return;
+    return ifreqMtu.decode(request).mtu;
+  }
+
+  /** What is as it should be is left alone here and below: only root may change it, and may have done so already. */
+  setMtu(mtu: number): void {
+    if (this.mtu === mtu) return;
     const wanted = ifreqMtu.encode({ name: nameField(this.name), mtu });
     control(SIOCSIFMTU, wanted, `ip link set ${this.name} mtu ${mtu}`);
   }

@@ -37,6 +37,8 @@ export class TapPort implements Port {
   readonly kind = 'tap';
   readonly #tap: Tap;
   readonly #mtu: number | undefined;
+  /** What the interface had before a peer changed it. */
+  #ownMtu: number | undefined;
   readonly #queues = new QueueList((i) => new native.TapQueue({ fd: this.#tap.queueFd(i) }));
 
   /** Creates or attaches the interface and brings it up, without carrier until a peer is there. */
@@ -67,6 +69,7 @@ export class TapPort implements Port {
     for (let i = 0; i < (this.oneWorker ? 1 : facts.pairs); i++) this.#queues.at(i);
     this.#tap.setOffloads(tapOffloads(facts.features));
     if (facts.mtu !== 0) this.setMtu(facts.mtu);
+    else this.#restoreMtu();
     this.#tap.setCarrier(true);
   }
 
@@ -75,7 +78,15 @@ export class TapPort implements Port {
   }
 
   setMtu(mtu: number): void {
+    this.#ownMtu ??= this.#tap.mtu;
     this.#tap.setMtu(Math.min(mtu, this.#mtu ?? MAX_MTU));
+  }
+
+  /** This peer names none: that of the peer before it is not for it. */
+  #restoreMtu(): void {
+    if (this.#ownMtu === undefined) return;
+    this.#tap.setMtu(this.#ownMtu);
+    this.#ownMtu = undefined;
   }
 
   /** A deleted interface does not come back: the fds are of the one that went (tun_chr_close). */

@@ -63,6 +63,8 @@ describe.skipIf(!mayUseTap)('a TAP port', () => {
       // Another peer, with fewer pairs and offloads.
       port.peerOn({ features: 0n, mtu: 0, pairs: 1 });
       expect(sys('carrier')).toBe('1');
+      // It has no MTU, and not that of the peer before.
+      expect(sys('mtu')).toBe('1500');
     } finally {
       await port[Symbol.asyncDispose]();
     }
