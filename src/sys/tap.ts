@@ -64,10 +64,12 @@ function nameField(name: string): Buffer {
   return field;
 }
 
-/** Interface names as the kernel takes them (dev_valid_name). */
+/** Interface names as the kernel takes them (dev_valid_name), in ASCII. With "%" it would make a name of its own. */
 export function checkInterfaceName(name: string): void {
-  if (!/^[^\s/:]{1,15}$/.test(name) || name === '.' || name === '..')
-    throw usageError(`"${name}" is no interface name: 1 to 15 characters without blanks, "/" and ":"`);
+  if (!/^[!-~]{1,15}$/.test(name) || /[/:%]/.test(name) || name === '.' || name === '..')
+    throw usageError(
+      `"${name}" is no interface name: 1 to 15 ASCII characters without blanks, "/", ":" and "%"`,
+    );
 }
 
 export class Tap implements Disposable {
