@@ -156,10 +156,22 @@ export class Tap implements Disposable {
     control(SIOCSIFFLAGS, wanted, `ip link set ${this.name} up`);
   }
 
-  /** Sets the IPv4 address, instead of the one that it has, or adds an IPv6 address. */
-  setAddress({ family, address, prefix }: InterfaceAddress): void {
+  /**
+   * Sets the IPv4 address, instead of the one that it has, or adds an IPv6 address. Throws a usage error for one that the
+   * kernel does not take.
+   */
+  setAddress(wanted: InterfaceAddress): void {
+    const what = `ip addr add ${wanted.address}/${wanted.prefix} dev ${this.name}`;
+    try {
+      this.#setAddress(wanted, what);
+    } catch (cause) {
+      const why = ADDRESS_REFUSED[(cause as VhostPciError).code];
+      throw why === undefined ? cause : usageError(`the kernel refuses "${what}": ${why}`, { cause });
+    }
+  }
+
+  #setAddress({ family, address, prefix }: InterfaceAddress, what: string): void {
     const name = nameField(this.name);
-    const what = `ip addr add ${address}/${prefix} dev ${this.name}`;
     if (family === 4) {
       const request = (bytes: Buffer): Buffer =>
         ifreqAddress.encode({ name, family: AF_INET, address: bytes });
@@ -182,6 +194,13 @@ export class Tap implements Disposable {
     for (const fd of this.#fds.splice(0)) closeSync(fd);
   }
 }
+
+const ADDRESS_REFUSED: Readonly<Record<string, string>> = {
+  EINVAL: 'give the address of a host; IPv6 needs an MTU of 1280 or more too',
+  EADDRNOTAVAIL: 'give the address of a host',
+  EACCES: 'IPv6 is turned off in this system (net.ipv6.conf.*.disable_ipv6)',
+  EAFNOSUPPORT: 'this system has no IPv6',
+};
 
 function open(name: string, extra: number): number {
   const fd = openSync('/dev/net/tun', constants.O_RDWR | constants.O_NONBLOCK);

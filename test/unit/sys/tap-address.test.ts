@@ -84,9 +84,18 @@ describe.skipIf(!mayUseTap)('a TAP interface', () => {
 
   it('does not take an address that the kernel refuses', () => {
     using tap = new Tap(name);
-    expect(errorOf(() => tap.setAddress({ family: 4, address: '224.0.0.1', prefix: 24 }))).toMatchObject({
-      scope: 'device',
-      message: expect.stringContaining('224.0.0.1/24'),
-    });
+    const refused = (address: string, family: 4 | 6, prefix: number): void =>
+      expect(errorOf(() => tap.setAddress({ family, address, prefix }))).toMatchObject({
+        scope: 'usage',
+        message: expect.stringMatching(
+          new RegExp(`${address}/${prefix} dev ${name}": give the address of a host`),
+        ),
+      });
+    refused('224.0.0.1', 4, 24);
+    refused('0.0.0.0', 4, 0);
+    if (!hasIpv6) return;
+    refused('::', 6, 64);
+    tap.setMtu(1000);
+    refused('fd00:214::8', 6, 64);
   });
 });
