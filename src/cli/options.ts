@@ -117,10 +117,11 @@ export interface Cidr {
 export function cidr(values: Parsed['values'], name: string): Cidr | undefined {
   const value = text(values, name);
   if (value === undefined) return undefined;
-  const [address = '', length = ''] = value.split('/', 2);
+  const [address = '', length = '', extra] = value.split('/');
   const family = isIP(address) as 0 | 4 | 6;
   const prefix = /^\d{1,3}$/.test(length) ? Number(length) : Number.NaN;
-  if (family === 0 || !(prefix <= (family === 4 ? 32 : 128)) || address.includes('%'))
+  const fits = prefix <= (family === 4 ? 32 : 128);
+  if (family === 0 || !fits || address.includes('%') || extra !== undefined)
     throw usageError(`--${name} ${value}: an address with a prefix length is needed, such as 10.0.0.1/24`);
   return { family, address, prefix };
 }
