@@ -1,4 +1,5 @@
 /** `vhost-pci device`: the device process on the host. */
+import { resolve } from 'node:path';
 import { whyNoConnection } from '../sys/inherited-socket.js';
 import { usageError } from '../util/errors.js';
 import { createLog } from '../util/log.js';
@@ -65,9 +66,13 @@ export async function deviceCommand(args: readonly string[]): Promise<number> {
   const vfioUser = text(values, 'vfio-user');
   if (vfioUser === undefined)
     throw usageError('--vfio-user is missing: give the path of the socket for the receiver');
-  if ('socketPath' in vhostUser && vhostUser.socketPath === vfioUser)
-    throw usageError(`--socket-path and --vfio-user are both ${vfioUser}; give each a path of its own`);
   const memory = text(values, 'peer-memory');
+  differentPaths({
+    'socket-path': 'socketPath' in vhostUser ? vhostUser.socketPath : undefined,
+    'vfio-user': vfioUser,
+    'peer-memory': memory,
+    'receiver-qmp': text(values, 'receiver-qmp'),
+  });
   const memorySize = size(values, 'peer-memory-size');
   if ((memory === undefined) !== (memorySize === undefined))
     throw usageError(
@@ -102,6 +107,18 @@ export async function deviceCommand(args: readonly string[]): Promise<number> {
   });
   await Promise.race([asked, device.ended]);
   return 0;
+}
+
+/** What is listened on last would fail, in adopt mode only when a peer comes, or find the memory file in its place. */
+function differentPaths(paths: Readonly<Record<string, string | undefined>>): void {
+  const seen = new Map<string, string>();
+  for (const [option, path] of Object.entries(paths)) {
+    if (path === undefined) continue;
+    const before = seen.get(resolve(path));
+    if (before !== undefined)
+      throw usageError(`--${before} and --${option} are both ${path}; give each a path of its own`);
+    seen.set(resolve(path), option);
+  }
 }
 
 function receiverVm(values: Parsed['values']): { qmp: string; bus: string } | undefined {
