@@ -83,6 +83,8 @@ export class Endpoint implements AsyncDisposable {
   /** Why the port is of no use any more: the endpoint ends with this. */
   #portLost: VhostPciError | undefined;
   #portCheck: NodeJS.Timeout | undefined;
+  /** Why a device could not be started: told once, however often it is tried. */
+  #told = '';
 
   private constructor(options: EndpointOptions) {
     this.#options = options;
@@ -160,7 +162,9 @@ export class Endpoint implements AsyncDisposable {
         // another protocol is no device.
         const { scope, code } = error as { scope?: string; code?: string };
         if (scope === 'usage' || (!handle && code !== 'ECONNRESET')) throw error;
-        this.#error(error);
+        const text = errorText(error);
+        if (text !== this.#told) this.#error(error);
+        this.#told = text;
       } finally {
         await handle?.[Symbol.asyncDispose]();
       }
@@ -184,6 +188,7 @@ export class Endpoint implements AsyncDisposable {
       mtu: (mtu) => this.port.setMtu?.(mtu),
       error: (error) => this.#error(error),
     });
+    this.#told = '';
     this.#driver = driver;
     if (this.#abort.signal.aborted) await driver.close();
     try {
