@@ -69,9 +69,11 @@ export function notViable(sysfs: PciSysfs, group: number): VhostPciError {
 }
 
 export const groupBusy = (group: number, cause: unknown): VhostPciError =>
-  usageError(`IOMMU group ${group} is in use by another process: end the other "vhost-pci net" first`, {
-    cause,
-  });
+  usageError(
+    `IOMMU group ${group} is in use by another process or by the other device of --connect: end the other "vhost-pci net" ` +
+      'first, or put each device on a root port of its own',
+    { cause },
+  );
 
 /** The kernel has refused to lock `bytes` more for DMA. */
 export function lockedMemory(bytes: number, { limit, used }: LockedMemory, cause: unknown): VhostPciError {
