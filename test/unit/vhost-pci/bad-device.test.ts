@@ -308,6 +308,26 @@ describe('a device that asks for a reset', () => {
   });
 });
 
+describe('a device that does not confirm the disconnection', () => {
+  it('is waited for up to a limit, which is told, and the peer is let go of before', async () => {
+    await device.turnOn(peer);
+    await isOn(receiver);
+    let closed = false;
+    const closing = receiver.endpoint.close().then(() => {
+      closed = true;
+    });
+    // The driver has let go, says so and asks for OFF, which does not come.
+    await isOff(receiver);
+    expect(await device.answer('connection')).toEqual(OFF);
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    expect(closed).toBe(false);
+    await closing;
+    expect(receiver.errors()).toEqual([
+      expect.stringMatching(/did not confirm the disconnection within 5 s; the driver unloads without it/),
+    ]);
+  });
+});
+
 describe('features', () => {
   it('that no peer can have are passed on as they are', async () => {
     await device.send(device.info({ features: 2n ** 64n - 1n, mtu: 0xffff_ffff }));
