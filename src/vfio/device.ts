@@ -2,7 +2,8 @@
  * A PCI function through kernel VFIO, as PciHandle: the twin of the vfio-user client. Bind it first (binding.ts). Knows
  * nothing of virtio.
  */
-import { closeSync, readSync, writeSync } from 'node:fs';
+import { close, closeSync, readSync, writeSync } from 'node:fs';
+import { promisify } from 'node:util';
 import { Forwarders } from '../pci/forwarders.js';
 import { IRQ, type PciHandle, REGION, type RegionArea, type RegionInfo } from '../pci/handle.js';
 import { DEVICE_FLAG, DeviceInfo } from '../pci/vfio-abi.js';
@@ -183,7 +184,9 @@ export class VfioDevice implements PciHandle {
     this.#stopWatching();
     this.#forwarders[Symbol.dispose]();
     for (const mapping of this.#registers.values()) mapping.close();
-    closeSync(this.#fd);
+    // The kernel resets the function now (vfio_pci_core_disable), and waits a minute for a dead one (pci_dev_wait). This thread
+    // may have another device to answer meanwhile.
+    await promisify(close)(this.#fd);
     this.#container[Symbol.dispose]();
   }
 
