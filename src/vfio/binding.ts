@@ -121,7 +121,7 @@ function writing(address: string, what: string, write: () => void): void {
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS') throw advice.noPermission(what, cause);
-    if (code === 'ENOENT') throw advice.notThere(address);
+    if (code === 'ENOENT') throw what === SYSFS ? advice.notThere(address) : advice.noNode(what);
     throw new VhostPciError('device', code ?? 'EBIND', `${address}: ${(cause as Error).message}`, { cause });
   }
 }

@@ -1,4 +1,4 @@
-import { type Stats, statSync } from 'node:fs';
+import { rmSync, type Stats, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { bind, deviceStatus, problemOf, unbind } from '../../../src/vfio/binding.js';
@@ -138,6 +138,19 @@ describe('bind with an owner', () => {
     // Bound already: the owner is what is new.
     expect(await bind(bus, A, { uid: user, gid: users })).toBe(false);
     expect([group().uid, group().gid, group().mode & 0o777]).toEqual([user, users, 0o660]);
+  });
+});
+
+describe('bind with an owner, where /dev has no such group', () => {
+  it('says what is missing', async () => {
+    bus.add(A, { group: 2 });
+    rmSync(join(bus.root, 'dev/vfio/2'));
+    const error = await rejectionOf(bind(bus, A, { uid: process.getuid!() }));
+    expect(error).toMatchObject({
+      scope: 'usage',
+      message: expect.stringMatching(/^\/dev\/vfio\/2 is not there: .*container/),
+    });
+    expect(bound(A)).toBe('vfio-pci');
   });
 });
 
