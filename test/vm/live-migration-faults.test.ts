@@ -1,12 +1,13 @@
 /**
  * Migrations of a stock guest on stock QEMU in which the back-end goes: the process is killed in the middle, right before
- * the switch-over, and at the destination right after the start. The outcome is a migration that fails with a reason, or one
+ * the switch-over, and at the destination right after the start; or the driver is late. The outcome is a migration that fails with a reason, or one
  * that ends with the same memory on both sides.
  */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { HOST_IP, type Progress, Stage, stageProps } from '../../examples/live-migration/stage.js';
 import { differingPages } from '../support/memory-file.js';
 import { need, Scope, until } from '../support/scope.js';
+import { slowDriver } from '../support/slow-driver.js';
 
 let scope: Scope;
 beforeEach(() => {
@@ -109,5 +110,20 @@ describe('the device process of the destination', () => {
     await destination.restartDevice();
     await destination.net.connection('on', 60_000, mark);
     await destination.guest.ok(`ping -c 1 -w 30 ${HOST_IP}`, 60_000);
+  });
+});
+
+describe('a driver that does not stop in time', () => {
+  it('holds the switch-over up, and what it writes until then is not lost', async (context) => {
+    // A trickle: under load the guest hides pages that are missing (live-migration.test.ts).
+    const stage = await Stage.create(scope, need(context, await stageProps()), {
+      compare: true,
+      env: slowDriver(scope, { ms: 6000, logs: true }),
+    });
+    await stage.stream(40);
+    expect(await stage.migrate(), stage.logs()).toMatchObject({ status: 'completed' });
+    expect(differingPages(stage.source.memoryFile, stage.destination.memoryFile)).toEqual([]);
+    await stage.source.device.line(/has not stopped for \d+ s.*End the driver/, 60_000, 'stderr');
+    await goesOn(stage);
   });
 });

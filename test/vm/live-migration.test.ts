@@ -1,16 +1,13 @@
 /**
  * A stock guest that is migrated live from host to host and back, under load in both directions. At each switch-over, while
- * neither side runs, the memories are compared page by page. MIGRATIONS=N and CANCELLATIONS=N: how many.
+ * neither side runs, the memories are compared page by page. MIGRATIONS=N and CANCELLATIONS=N: how many under load.
  */
-import { writeFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { pathToFileURL } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { HOST_IP, Stage, type StageOptions, stageProps } from '../../examples/live-migration/stage.js';
 import { endStream } from '../../examples/live-migration/stream.js';
 import { differingPages } from '../support/memory-file.js';
-import { checkout } from '../support/process.js';
 import { need, Scope, sleep, until } from '../support/scope.js';
+import { slowDriver } from '../support/slow-driver.js';
 
 const MIGRATIONS = Number(process.env.MIGRATIONS ?? 2);
 const CANCELLATIONS = Number(process.env.CANCELLATIONS ?? process.env.MIGRATIONS ?? 3);
@@ -39,23 +36,8 @@ async function migrated(stage: Stage): Promise<void> {
  * what a guest has written since the first pass. What was not logged shows only in buffers that were in the ring before.
  */
 const TRICKLE = 40;
-
-/** The environment of drivers that take their time to stop: until then they write to a guest that stands still. */
-function slowDriver({ logs }: { readonly logs: boolean }): NodeJS.ProcessEnv {
-  const file = join(scope.folder(), 'slow-driver.mjs');
-  const attachment = pathToFileURL(join(checkout, 'dist/vhost-pci/driver/attachment.js'));
-  const lines = [
-    `import { Attachment } from '${attachment}';`,
-    'const { detach } = Attachment.prototype;',
-    'Attachment.prototype.detach = async function () {',
-    '  await new Promise((resolve) => setTimeout(resolve, 100));',
-    '  await detach.call(this);',
-    '};',
-    ...(logs ? [] : ['Attachment.prototype.setDirtyLog = async () => {};']),
-  ];
-  writeFileSync(file, lines.join('\n'));
-  return { NODE_OPTIONS: `--import=${file}` };
-}
+/** What drivers take more to stop: until then they write to a guest that stands still. */
+const SLOW_MS = 100;
 
 /** The guest goes on at the destination, which becomes the source of the next migration. */
 async function goOn(stage: Stage): Promise<void> {
@@ -80,9 +62,12 @@ type Context = { skip: (note?: string) => never };
 
 /** The last thing that a migration does before the destination runs. */
 async function sameMemory(context: Context): Promise<void> {
-  const stage = await stageOf(context, { compare: true, env: slowDriver({ logs: true }) });
+  const stage = await stageOf(context, {
+    compare: true,
+    env: slowDriver(scope, { ms: SLOW_MS, logs: true }),
+  });
   await stage.stream(TRICKLE);
-  for (let i = 0; i < MIGRATIONS; i++) {
+  for (let i = 0; i <= MIGRATIONS; i++) {
     if (i === 1) await stage.load();
     await migrated(stage);
     expect(
@@ -128,10 +113,23 @@ async function numberedStream(context: Context): Promise<void> {
   expect(result).toMatchObject({ altered: 0, again: 0, guestDropped: 0 });
   expect(result.received).toBeGreaterThan(600);
   expect(result.gaps).toBeLessThanOrEqual(1);
+
+  // What the rings accepted before and after the switch-over, the guest has received, whatever it was.
+  const { source, destination } = stage;
+  const accepted = (await source.net.stop()).send.packets + (await destination.net.stop()).send.packets;
+  let received = 0;
+  await until('the guest has received what the rings accepted', 60_000, async () => {
+    received = Number(await destination.guest.ok('cat /sys/class/net/eth0/statistics/rx_packets'));
+    return received >= accepted;
+  }).catch(() => {});
+  expect(received).toBe(accepted);
 }
 
 async function unlogged(context: Context): Promise<void> {
-  const stage = await stageOf(context, { compare: true, env: slowDriver({ logs: false }) });
+  const stage = await stageOf(context, {
+    compare: true,
+    env: slowDriver(scope, { ms: SLOW_MS, logs: false }),
+  });
   await stage.stream(TRICKLE);
   let differing = 0;
   for (let i = 0; i < 4 && differing === 0; i++) {

@@ -35,6 +35,8 @@ export type LinkPhase = 'off' | 'announced' | 'on' | 'stopping';
 
 /** How long a driver may take to let go, or to confirm logging, before the peer goes on without it. */
 const ANSWER_LIMIT_MS = 3000;
+/** Of so many limits that a peer in migration waits for its driver, one is told of. */
+const REMIND_EVERY = 10;
 /**
  * After rings changed, how long to wait for the next change before the peer is published: front-ends change rings
  * one message at a time.
@@ -102,13 +104,14 @@ export class Link {
 
   /**
    * Resolves when the driver has let go of the peer's memory. Stays off until `changed`. Resolves to false, with an error in
-   * the log, when the driver does not answer within the limit: nothing can take the memory away from it.
+   * the log, when the driver does not answer within the limit: nothing can take the memory away from it. While `mustStop`
+   * holds there is no limit, only errors in the log.
    */
-  async letGo(): Promise<boolean> {
+  async letGo(mustStop: () => boolean = () => false): Promise<boolean> {
     this.#suspended = true;
     // First, since the limit counts from the moment when the driver is asked.
     this.update();
-    return this.phase === 'off' || this.#off();
+    return this.phase === 'off' || this.#off(mustStop);
   }
 
   /** Asks the driver to let go and leaves it at that, until another driver comes. Resolves to false when it is late. */
@@ -120,10 +123,18 @@ export class Link {
   }
 
   /** Resolves when the link is off, or the driver is late: it is waited for once, not for each ring again. */
-  async #off(): Promise<boolean> {
+  async #off(mustStop: () => boolean = () => false): Promise<boolean> {
     const off = new Promise<void>((resolve) => this.#waiters.push(resolve));
     const left = this.#askedAt + ANSWER_LIMIT_MS - performance.now();
     if (!(await late(off, Math.max(left, 0)))) return true;
+    for (let looks = 0; mustStop(); looks++) {
+      if (looks % REMIND_EVERY === 0)
+        this.#log.error(
+          `the driver has not stopped for ${Math.round((performance.now() - this.#askedAt) / 1000)} s. The peer is being migrated ` +
+            'and stands still until the driver stops or ends, because what it still writes would be lost. End the driver',
+        );
+      if (!(await late(off, ANSWER_LIMIT_MS))) return true;
+    }
     if (left > 0)
       this.#log.error(
         `the driver did not stop within ${ANSWER_LIMIT_MS} ms; the peer goes on without its answer. Restart the driver`,

@@ -148,7 +148,7 @@ export class PeerConnection implements BackEndDevice {
   }
 
   async memoryChanged(memory: PeerMemory | undefined): Promise<void> {
-    await this.#owner.link.letGo();
+    await this.#owner.link.letGo(this.#migrating);
     // The log goes on with the regions that there are now, and the function that shows them.
     this.#endLog();
     if (memory) {
@@ -188,18 +188,8 @@ export class PeerConnection implements BackEndDevice {
   }
 
   async stopRing(index: number): Promise<number> {
-    const stopped = await this.#owner.link.letGo();
-    // The front-end takes the answer for the end of all writes. Without one QEMU 11.1 moves the guest all the same, after
-    // a last look at the log: a driver that stands still may have ended between a write and its bit.
-    if (!stopped && this.#backEnd.state.logging) {
-      this.#mover?.markAll();
-      throw new VhostPciError(
-        'connection',
-        'ELOGGING',
-        'the driver did not confirm that it stopped: if it still runs, the guest that is migrated has damaged memory. ' +
-          'Cancel the migration or reset the guest, and restart the driver',
-      );
-    }
+    // The front-end takes the answer for the end of all writes. Without one QEMU 11.1 moves the guest all the same.
+    await this.#owner.link.letGo(this.#migrating);
     const ring = this.#backEnd.state.rings[index] as PeerRingState;
     const at = this.#nextAvail(ring);
     this.#left.delete(index);
@@ -219,7 +209,7 @@ export class PeerConnection implements BackEndDevice {
       await this.#owner.link.setLogging(true);
     } else if (this.#backEnd.state.logging) {
       // Until there is a log, the rings are held back.
-      await this.#owner.link.letGo();
+      await this.#owner.link.letGo(this.#migrating);
       this.#endLog();
     } else if (this.#mover) {
       await this.#owner.link.setLogging(false);
@@ -263,6 +253,9 @@ export class PeerConnection implements BackEndDevice {
   }
 
   // ----------------------------------------------------------------------------------------------------------
+
+  /** Writes have to be in the log, and there is a front-end that reads it. */
+  readonly #migrating = (): boolean => this.#backEnd.state.logging && !this.#backEnd.isClosed;
 
   #anyEnabled(): boolean {
     const { rings } = this.#backEnd.state;
