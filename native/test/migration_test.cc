@@ -441,15 +441,15 @@ void run(Worker::Mode mode, uint32_t bytes, int rounds, uint64_t seed) {
 
 }  // namespace
 
-TEST("migration: the copy has every page as it was, and nothing that the rings accepted is lost, when polling") {
+TEST("migration: with split rings the copy has every page as it was, and nothing that was accepted is lost, when polling") {
   run<SplitHalf>(Worker::Mode::kPoll, 200, migrations(), 1);
 }
 
-TEST("migration: the same when the worker sleeps between bursts") {
+TEST("migration: the same with split rings and a worker that sleeps between bursts") {
   run<SplitHalf>(Worker::Mode::kInterrupt, 100, migrations(), 2);
 }
 
-TEST("migration: the same for frames over several merged buffers") {
+TEST("migration: the same with split rings and frames over several merged buffers") {
   run<SplitHalf>(Worker::Mode::kAdaptive, 5000, migrations(), 3);
 }
 
