@@ -17,7 +17,7 @@ yours that adds the rest, such as:
 `;
 
 export async function backendJsonCommand(args: readonly string[]): Promise<number> {
-  const { values, positionals } = parseOptions('backend-json', args, {
+  const { values, positionals } = parseOptions('vhost-pci backend-json --help', args, {
     help: { type: 'boolean', short: 'h' },
   });
   if (values.help) {

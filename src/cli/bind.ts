@@ -30,7 +30,7 @@ Takes PCI devices from vfio-pci and lets the kernel give them to a driver of its
 `;
 
 export async function bindCommand(args: readonly string[]): Promise<number> {
-  const { values, positionals } = parseOptions('bind', args, {
+  const { values, positionals } = parseOptions('vhost-pci bind --help', args, {
     force: { type: 'boolean' },
     uid: { type: 'string' },
     gid: { type: 'string' },
@@ -54,7 +54,9 @@ export async function bindCommand(args: readonly string[]): Promise<number> {
 }
 
 export async function unbindCommand(args: readonly string[]): Promise<number> {
-  const { values, positionals } = parseOptions('unbind', args, { help: { type: 'boolean', short: 'h' } });
+  const { values, positionals } = parseOptions('vhost-pci unbind --help', args, {
+    help: { type: 'boolean', short: 'h' },
+  });
   if (values.help) {
     process.stdout.write(UNBIND_HELP);
     return 0;

@@ -42,7 +42,7 @@ export async function deviceCommand(args: readonly string[]): Promise<number> {
     process.stdout.write(`${printCapabilities()}\n`);
     return 0;
   }
-  const { values, positionals } = parseOptions('device', args, {
+  const { values, positionals } = parseOptions('vhost-pci device --help', args, {
     'socket-path': { type: 'string' },
     fd: { type: 'string' },
     'vfio-user': { type: 'string' },

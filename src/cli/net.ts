@@ -44,7 +44,7 @@ Waiting for packets (one of; default --adaptive):
 `;
 
 export async function netCommand(args: readonly string[]): Promise<number> {
-  const { values, positionals } = parseOptions('net', args, {
+  const { values, positionals } = parseOptions('vhost-pci net --help', args, {
     tap: { type: 'string' },
     address: { type: 'string' },
     mtu: { type: 'string' },

@@ -11,9 +11,12 @@ export interface Parsed {
   readonly positionals: readonly string[];
 }
 
-/** Parses `args`; throws a usage error of one line for what is unknown, repeated or lacks its value. */
-export function parseOptions(command: string, args: readonly string[], options: OptionTable): Parsed {
-  const hint = `see "vhost-pci ${command} --help"`;
+/**
+ * Parses `args`; throws a usage error of one line for what is unknown, repeated or lacks its value. `help` is the command
+ * line that the error points to.
+ */
+export function parseOptions(help: string, args: readonly string[], options: OptionTable): Parsed {
+  const hint = `see "${help}"`;
   let parsed: ReturnType<typeof parseArgs>;
   try {
     parsed = parseArgs({ args: [...args], options, allowPositionals: true, strict: true, tokens: true });

@@ -18,7 +18,7 @@ Lists the PCI devices of this machine that are vhost-pci-net devices by their id
 const EXPERIMENTS = { first: 0x10f0, last: 0x10ff } as const;
 
 export async function statusCommand(args: readonly string[]): Promise<number> {
-  const { values, positionals } = parseOptions('status', args, {
+  const { values, positionals } = parseOptions('vhost-pci status --help', args, {
     'pci-id': { type: 'string' },
     json: { type: 'boolean' },
     help: { type: 'boolean', short: 'h' },

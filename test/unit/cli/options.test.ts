@@ -19,15 +19,17 @@ function refusal(call: () => unknown): string {
 
 describe('command lines', () => {
   it('are taken apart into options and the rest', () => {
-    const parsed = parseOptions('test', ['--name=x', 'one', '--on', '--', '--off'], TABLE);
+    const parsed = parseOptions('test --help', ['--name=x', 'one', '--on', '--', '--off'], TABLE);
     expect(parsed.values).toEqual({ name: 'x', on: true });
     expect(parsed.positionals).toEqual(['one', '--off']);
   });
 
   it('are refused with a pointer to --help', () => {
     for (const args of [['--nmae', 'x'], ['--name'], ['--on=1'], ['--name', 'a', '--name', 'b'], ['-x']])
-      expect(refusal(() => parseOptions('test', args, TABLE))).toMatch(/; see "vhost-pci test --help"$/);
-    expect(refusal(() => parseOptions('test', ['--on', '--on'], TABLE))).toMatch(/--on is given twice/);
+      expect(refusal(() => parseOptions('test --help', args, TABLE))).toMatch(/; see "test --help"$/);
+    expect(refusal(() => parseOptions('test --help', ['--on', '--on'], TABLE))).toMatch(
+      /--on is given twice/,
+    );
   });
 
   it('have at most one of the options that exclude each other', () => {
