@@ -100,7 +100,7 @@ function buildTypeScript() {
       ? [
           [
             'the live migration demo',
-            ['src', 'examples/live-migration', 'test/support'],
+            ['src', 'examples/options.ts', 'examples/live-migration', 'test/support'],
             'examples/live-migration/tsconfig.json',
             'live-migration/examples/live-migration/migrate.js',
           ],
@@ -110,7 +110,7 @@ function buildTypeScript() {
       ? [
           [
             'the demo of two VMs',
-            ['src', 'examples/two-vms', 'test/support'],
+            ['src', 'examples/options.ts', 'examples/two-vms', 'test/support'],
             'examples/two-vms/tsconfig.json',
             'two-vms/examples/two-vms/demo.js',
           ],

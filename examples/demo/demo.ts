@@ -3,7 +3,7 @@
  * (`vhost-pci net … --echo`), and this one, the peer. The peer sends numbered frames, the driver sends each back out of the
  * peer's own memory, and every byte of every frame is compared.
  *
- *     npm run demo [-- --json] [-- --seconds N]
+ *     npm run demo [-- [--json] [--seconds N]]
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -12,8 +12,8 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 import { NetPeer, Traffic, type TrafficTotals } from 'vhost-pci';
+import { demoOptions } from '../options.js';
 
 const MEMORY_BYTES = 64 << 20;
 const FRAME_BYTES = [64, 512, 1514];
@@ -27,30 +27,9 @@ interface Pass extends TrafficTotals {
   gbps: number;
 }
 
-function usage(status: number, mistake?: unknown): never {
-  if (mistake instanceof Error) console.error(mistake.message.split('\n')[0]);
-  console.error(
-    'Usage: npm run demo [-- --json] [-- --seconds N]   (seconds for each frame size, 1 to 3600)',
-  );
-  process.exit(status);
-}
-
-function options() {
-  try {
-    return parseArgs({
-      options: { json: { type: 'boolean' }, seconds: { type: 'string' }, help: { type: 'boolean' } },
-    }).values;
-  } catch (error) {
-    return usage(2, error);
-  }
-}
-
-const values = options();
-const seconds = Number(values.seconds ?? 2);
-if (values.help) usage(0);
-if (!(seconds >= 1 && seconds <= 3600)) usage(2);
+const { json, seconds = 2 } = demoOptions('demo', 'seconds for each frame size, 1 to 3600 (default 2)');
 /** What a person reads. With --json, stdout belongs to the one object at the end. */
-const say = (line: string): void => void (values.json ? process.stderr : process.stdout).write(`${line}\n`);
+const say = (line: string): void => void (json ? process.stderr : process.stdout).write(`${line}\n`);
 
 const folder = mkdtempSync(join(tmpdir(), 'vhost-pci-demo-'));
 const socketPath = join(folder, 'vhost-user.sock');
@@ -194,7 +173,7 @@ async function demo(): Promise<boolean> {
       ? 'Nothing was lost or altered.'
       : 'FAILED: packets were lost or altered, or a process did not end well.',
   );
-  if (values.json)
+  if (json)
     process.stdout.write(
       `${JSON.stringify({ ok, passes, handshake, exit_status: statuses, seconds: round((performance.now() - begin) / 1000) })}\n`,
     );

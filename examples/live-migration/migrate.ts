@@ -2,43 +2,25 @@
  * `npm run demo:migrate`: a stock guest on stock QEMU is migrated live from one device process to another, with traffic in
  * both directions and a numbered stream of datagrams into the guest, whose numbers are checked afterwards.
  *
- *     npm run demo:migrate [-- --json] [-- --seconds N]
+ *     npm run demo:migrate [-- [--json] [--seconds N]]
  */
 import { mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
 import { Scope, sleep } from '../../test/support/scope.js';
+import { demoOptions } from '../options.js';
 import { type Host, type Progress, Stage, stageProps } from './stage.js';
 import { endStream, type StreamResult } from './stream.js';
 
 /** Datagrams a second. */
 const STREAM_RATE = 2000;
 
-function usage(status: number, mistake?: unknown): never {
-  if (mistake instanceof Error) console.error(mistake.message.split('\n')[0]);
-  console.error(
-    'Usage: npm run demo:migrate [-- --json] [-- --seconds N]   (seconds of traffic before and after, 1 to 3600)',
-  );
-  process.exit(status);
-}
-
-function options() {
-  try {
-    return parseArgs({
-      options: { json: { type: 'boolean' }, seconds: { type: 'string' }, help: { type: 'boolean' } },
-    }).values;
-  } catch (error) {
-    return usage(2, error);
-  }
-}
-
-const values = options();
-const seconds = Number(values.seconds ?? 3);
-if (values.help) usage(0);
-if (!(seconds >= 1 && seconds <= 3600)) usage(2);
+const { json, seconds = 3 } = demoOptions(
+  'demo:migrate',
+  'seconds of traffic before and after, 1 to 3600 (default 3)',
+);
 /** What a person reads. With --json, stdout belongs to the one object at the end. */
-const say = (line: string): void => void (values.json ? process.stderr : process.stdout).write(`${line}\n`);
+const say = (line: string): void => void (json ? process.stderr : process.stdout).write(`${line}\n`);
 
 const mib = (bytes: number): string => `${(bytes / (1 << 20)).toFixed(1)} MiB`;
 
@@ -150,7 +132,7 @@ try {
       `${s.lost} lost in ${s.gaps} place(s)${s.guestDropped > 0 ? `, ${s.guestDropped} of them in the guest's socket` : ''}`,
   );
   say(result.ok ? 'Nothing was altered.' : 'FAILED');
-  if (values.json) process.stdout.write(`${JSON.stringify(result)}\n`);
+  if (json) process.stdout.write(`${JSON.stringify(result)}\n`);
   process.exitCode = result.ok ? 0 : 1;
 } catch (error) {
   const file = join(mkdtempSync(join(tmpdir(), 'vhost-pci-migrate-')), 'log');

@@ -5,11 +5,11 @@
  *
  *     npm run demo:vms [-- --json]
  */
-import { parseArgs } from 'node:util';
 import { fetchSet } from '../../test/support/packages.js';
 import { qemu } from '../../test/support/qemu.js';
 import { type ReceiverProgram, receiverProgram } from '../../test/support/receiver-guest.js';
 import type { Availability } from '../../test/support/scope.js';
+import { demoOptions } from '../options.js';
 import { queueRates } from './rates.js';
 import { Run, round } from './run.js';
 import { PEER_IP, RECEIVER_IP, TwoVms } from './stage.js';
@@ -18,27 +18,12 @@ import { type End, type Ping, ping, type Tcp, tcp } from './traffic.js';
 const PINGS = 5;
 const TCP_MIB = 16;
 
-function usage(status: number, mistake?: unknown): never {
-  if (mistake instanceof Error) console.error(mistake.message.split('\n')[0]);
-  console.error('Usage: npm run demo:vms [-- --json]   (--json: one object on stdout, the rest on stderr)');
-  process.exit(status);
-}
-
-function options() {
-  try {
-    return parseArgs({ options: { json: { type: 'boolean' }, help: { type: 'boolean' } } }).values;
-  } catch (error) {
-    return usage(2, error);
-  }
-}
-
-const values = options();
-if (values.help) usage(0);
+const { json } = demoOptions('demo:vms');
 const run = new Run();
 /** What a person reads. With --json, stdout belongs to the one object at the end. */
 const say = (line: string): void => {
   const time = `${run.elapsed.toFixed(1).padStart(6)} s  `;
-  (values.json ? process.stderr : process.stdout).write(`${time}${line}\n`);
+  (json ? process.stderr : process.stdout).write(`${time}${line}\n`);
 };
 
 /** QEMU, a kernel, busybox and the images, or an error that says why they cannot be had. */
@@ -145,5 +130,5 @@ try {
 await run.end();
 run.timings.total = round(run.elapsed);
 say(`${run.timings.total} s in all`);
-if (values.json) process.stdout.write(`${JSON.stringify({ ...report, timings_s: run.timings })}\n`);
+if (json) process.stdout.write(`${JSON.stringify({ ...report, timings_s: run.timings })}\n`);
 process.exit(report.ok ? 0 : 1);
