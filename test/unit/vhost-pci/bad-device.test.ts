@@ -9,7 +9,7 @@ import {
   STRUCTS,
   type Virtq,
 } from '../../../src/vhost-pci/messages.js';
-import { FEATURES, GUEST, MemoryPeer, RawDevice } from './raw-device.js';
+import { FEATURES, GUEST, MemoryPeer, type RawDevice, rawBench } from './raw-device.js';
 import { isOff, isOn, MEMORY_BYTES, type Receiver, Rig, until } from './rig.js';
 
 let rig: Rig;
@@ -18,15 +18,9 @@ let peer: MemoryPeer;
 let receiver: Receiver;
 beforeEach(async () => {
   rig = new Rig();
-  device = new RawDevice(rig);
-  peer = new MemoryPeer(rig, device);
-  receiver = rig.receiver({ mode: 'poll' });
-  await device.driver();
+  ({ device, peer, receiver } = await rawBench(rig));
 });
-afterEach((context) => {
-  device.answersOff = true;
-  return rig.end(context);
-});
+afterEach((context) => rig.end(context));
 
 const ON: Message = { kind: 'connection', on: true };
 const OFF: Message = { kind: 'connection', on: false };

@@ -4,7 +4,7 @@ import { barOffset } from '../../../src/pci/config-space.js';
 import { REGION } from '../../../src/pci/handle.js';
 import { BAR } from '../../../src/vhost-pci/identity.js';
 import type { Message } from '../../../src/vhost-pci/messages.js';
-import { MemoryPeer, RawDevice } from './raw-device.js';
+import { type MemoryPeer, type RawDevice, rawBench } from './raw-device.js';
 import { isOff, isOn, type Receiver, Rig, until } from './rig.js';
 
 let rig: Rig;
@@ -13,15 +13,9 @@ let peer: MemoryPeer;
 let receiver: Receiver;
 beforeEach(async () => {
   rig = new Rig();
-  device = new RawDevice(rig);
-  peer = new MemoryPeer(rig, device);
-  receiver = rig.receiver({ mode: 'poll' });
-  await device.driver();
+  ({ device, peer, receiver } = await rawBench(rig));
 });
-afterEach((context) => {
-  device.answersOff = true;
-  return rig.end(context);
-});
+afterEach((context) => rig.end(context));
 
 const ON: Message = { kind: 'logging', on: true };
 const OFF: Message = { kind: 'logging', on: false };

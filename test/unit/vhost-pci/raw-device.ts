@@ -18,7 +18,7 @@ import {
   type Virtq,
 } from '../../../src/vhost-pci/messages.js';
 import { CommonCfg } from '../../../src/virtio/pci-layout.js';
-import { MEMORY_BYTES, type Rig, until } from './rig.js';
+import { MEMORY_BYTES, type Receiver, type Rig, until } from './rig.js';
 
 export const GUEST = 0x4000_0000n;
 export const FEATURES = (1n << 32n) | (1n << 15n);
@@ -173,4 +173,23 @@ export class MemoryPeer {
       ...change,
     }));
   }
+}
+
+export interface RawBench {
+  readonly device: RawDevice;
+  readonly peer: MemoryPeer;
+  readonly receiver: Receiver;
+}
+
+/** A driver that is ready at a device that is moved by hand, and a peer that the device has not told of. */
+export async function rawBench(rig: Rig): Promise<RawBench> {
+  const device = new RawDevice(rig);
+  const peer = new MemoryPeer(rig, device);
+  const receiver = rig.receiver({ mode: 'poll' });
+  // Before the driver ends, which waits for the answer to its OFF.
+  rig.defer(() => {
+    device.answersOff = true;
+  });
+  await device.driver();
+  return { device, peer, receiver };
 }
