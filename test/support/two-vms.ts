@@ -3,6 +3,7 @@
  * that has nothing of ours. The receiving VM is 10.0.0.1, the peer 10.0.0.2.
  */
 import { join } from 'node:path';
+import { type End, pingBothWays, transferBothWays } from './guest-traffic.js';
 import type { Child } from './process.js';
 import { Guest, type GuestOptions } from './qemu.js';
 import {
@@ -113,31 +114,20 @@ export class TwoVms {
   }
 
   /** Both ways; every packet has to come back. */
-  async ping(peer: Guest): Promise<void> {
-    await peer.ok(`ping -c 1 -w 30 ${RECEIVER_IP}`);
-    for (const [from, to] of [
-      [peer, RECEIVER_IP],
-      [this.receiver, PEER_IP],
-    ] as const) {
-      const said = await from.ok(`ping -c 3 -i 0.2 -W 5 ${to}`);
-      if (!/ 0% packet loss/.test(said)) throw new Error(`packets were lost:\n${said}`);
-    }
+  ping(peer: Guest): Promise<void> {
+    return pingBothWays(...this.#ends(peer));
   }
 
   /** A file of random bytes each way by TCP, which has to arrive as it was. */
-  async transfer(peer: Guest, mib: number): Promise<void> {
-    for (const [from, to, address] of [
-      [peer, this.receiver, PEER_IP],
-      [this.receiver, peer, RECEIVER_IP],
-    ] as const) {
-      await from.ok(`mkdir -p /tmp/www && head -c ${mib << 20} /dev/urandom >/tmp/www/file`);
-      await from.ok('httpd -p 80 -h /tmp/www');
-      const sent = (await from.ok('sha256sum /tmp/www/file')).slice(0, 64);
-      const got = await to.ok(`wget -q -T 60 -O - http://${address}/file | sha256sum`, 120_000);
-      if (got.slice(0, 64) !== sent)
-        throw new Error(`a file of ${mib} MiB was altered: ${sent}, then ${got}`);
-      await from.ok('killall httpd; rm -r /tmp/www');
-    }
+  transfer(peer: Guest, mib: number): Promise<void> {
+    return transferBothWays(...this.#ends(peer), mib);
+  }
+
+  #ends(peer: Guest): [End, End] {
+    return [
+      { guest: peer, ip: PEER_IP },
+      { guest: this.receiver, ip: RECEIVER_IP },
+    ];
   }
 }
 

@@ -4,6 +4,7 @@
  */
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { pingBothWays, transferBothWays } from '../support/guest-traffic.js';
 import { Guest } from '../support/qemu.js';
 import {
   GuestDriver,
@@ -16,6 +17,7 @@ import { Rig } from '../support/rig.js';
 import { need, Scope } from '../support/scope.js';
 
 const PEER_MIB = 192;
+const TRANSFER_MIB = 4;
 const BOOT_MS = 120_000;
 
 let scope: Scope;
@@ -58,23 +60,12 @@ describe('a receiving VM with two devices that are joined', () => {
     await net.connection('on', 60_000, 2);
 
     const traffic = async (): Promise<void> => {
-      await one.ok(`ping -c 1 -w 30 ${right.ip}`);
-      for (const [from, to] of [
-        [one, right.ip],
-        [two, left.ip],
-      ] as const)
-        expect(await from.ok(`ping -c 3 -i 0.2 -W 5 ${to}`)).toMatch(/ 0% packet loss/);
-      for (const [from, to, ip] of [
-        [one, two, left.ip],
-        [two, one, right.ip],
-      ] as const) {
-        await from.ok('mkdir -p /tmp/www && head -c 4194304 /dev/urandom >/tmp/www/file');
-        await from.ok('httpd -p 80 -h /tmp/www');
-        const sent = (await from.ok('sha256sum /tmp/www/file')).slice(0, 64);
-        const got = await to.ok(`wget -q -T 60 -O - http://${ip}/file | sha256sum`, 60_000);
-        expect(got.slice(0, 64)).toBe(sent);
-        await from.ok('killall httpd; rm -r /tmp/www');
-      }
+      const ends = [
+        { guest: one, ip: left.ip },
+        { guest: two, ip: right.ip },
+      ] as const;
+      await pingBothWays(...ends);
+      await transferBothWays(...ends, TRANSFER_MIB);
     };
     await traffic();
 

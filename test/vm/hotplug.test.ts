@@ -5,6 +5,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { pingBothWays } from '../support/guest-traffic.js';
 import { Guest } from '../support/qemu.js';
 import { GuestDriver, receiverProgram, startReceiver } from '../support/receiver-guest.js';
 import { Rig } from '../support/rig.js';
@@ -52,12 +53,7 @@ describe('a device process that has the QMP socket of a running receiving VM', (
       });
       await net.connection('on', BOOT_MS, round);
       await peer.ready(BOOT_MS);
-      await peer.ok(`ping -c 1 -w 20 ${RECEIVER_IP}`);
-      for (const [from, to] of [
-        [peer, RECEIVER_IP],
-        [receiver, PEER_IP],
-      ] as const)
-        expect(await from.ok(`ping -c 3 -i 0.2 -W 5 ${to}`)).toMatch(/ 0% packet loss/);
+      await pingBothWays({ guest: peer, ip: PEER_IP }, { guest: receiver, ip: RECEIVER_IP });
       expect(await receiver.ok('grep -o "vfio-msi[^ ]*" /proc/interrupts')).toMatch(/^vfio-msi\[/);
 
       if (round === 1) {

@@ -1,5 +1,6 @@
 /** Adopt mode without hot-plug: the receiving VM is started when the peer runs already, with the peer's own memory as its BAR. */
 import { afterEach, beforeEach, expect, it } from 'vitest';
+import { pingBothWays } from '../support/guest-traffic.js';
 import { Guest } from '../support/qemu.js';
 import {
   GuestDriver,
@@ -40,12 +41,7 @@ it('serves a receiving VM that is started after the peer, and tells it of the en
   scope.onFailure(() => net.last);
   await net.connection('on', LINK_MS);
   await peer.carrier(true, LINK_MS);
-  await peer.ok(`ping -c 1 -w 30 ${RECEIVER_IP}`);
-  for (const [from, to] of [
-    [peer, RECEIVER_IP],
-    [receiver, PEER_IP],
-  ] as const)
-    expect(await from.ok(`ping -c 3 -i 0.2 -W 5 ${to}`)).toMatch(/ 0% packet loss/);
+  await pingBothWays({ guest: peer, ip: PEER_IP }, { guest: receiver, ip: RECEIVER_IP });
 
   // The device is the peer's memory: it ends with it (the seed, the peer's crash), and the VM goes on.
   await peer.child.kill();
