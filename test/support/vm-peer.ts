@@ -129,8 +129,8 @@ export class VmPeer {
     return { url: `http://${TAP_IP}/file`, sum, server };
   }
 
-  /** Sends a file each way by TCP; returns the pairs of checksums that have to be equal. */
-  async transfer(guest: Guest, mib: number): Promise<{ toTap: [string, string]; toGuest: [string, string] }> {
+  /** A file of random bytes each way by TCP, which has to arrive as it was. */
+  async transfer(guest: Guest, mib: number): Promise<void> {
     const bytes = mib << 20;
 
     await guest.ok(
@@ -146,7 +146,32 @@ export class VmPeer {
     const got = await guest.ok(`wget -q -T 60 -O - ${served.url} | sha256sum`, 60_000);
     await served.server.kill();
     await guest.ok('killall httpd; rm -f /tmp/www/file');
-    return { toTap: [sent, checksum(fetched)], toGuest: [served.sum, checksum(got)] };
+    for (const [before, after] of [
+      [sent, checksum(fetched)],
+      [served.sum, checksum(got)],
+    ])
+      if (before !== after) throw new Error(`a file of ${mib} MiB was altered: ${before}, then ${after}`);
+  }
+
+  /** A driver for a guest that has lost the one before: its link comes up and carries packets. */
+  async nextNet(guest: Guest): Promise<Driver> {
+    const net = this.startNet();
+    await net.connection('on');
+    await guest.carrier(true);
+    await this.ping(guest);
+    return net;
+  }
+
+  /** Kills the driver, then the device process with the next driver; the guest finds its network again each time. */
+  async outlives(guest: Guest, net: Driver, device: Child): Promise<void> {
+    await net.child.kill();
+    await guest.carrier(false);
+    const second = await this.nextNet(guest);
+    await device.kill();
+    await second.child.kill();
+    await guest.carrier(false);
+    await this.rig.served(await this.startDevice());
+    await this.nextNet(guest);
   }
 }
 

@@ -70,8 +70,6 @@ describe('a peer that is migrated while it downloads', () => {
       expect(await migrationEnd(guest.qmp, 60_000)).toBe('cancelled');
       await source.ping(guest);
     }
-    const { toTap, toGuest } = await source.transfer(guest, 1);
-    expect(toTap[1]).toBe(toTap[0]);
-    expect(toGuest[1]).toBe(toGuest[0]);
+    await source.transfer(guest, 1);
   });
 });
