@@ -83,6 +83,22 @@ struct RawRing {
   VirtqUsedElem used_at(uint16_t index) const { return used().ring[index % at.size]; }
 };
 
+// Memory of one region, as most tests of rings have it, and where their chains point.
+namespace region {
+constexpr uint64_t kBase = 0x40000000, kBytes = 1 << 20, kData = kBase + 0x40000;
+}
+
+// For a queue that serves one ring.
+inline PeerQueueOptions options_for(const Memory& m, const RingAddresses& ring, bool transmit, uint64_t features) {
+  PeerQueueOptions o;
+  o.table = m.table;
+  o.features = features;
+  auto& side = transmit ? o.transmit : o.receive;
+  side.emplace();
+  side->ring = ring;
+  return o;
+}
+
 inline void fill(uint8_t* to, uint32_t n, uint64_t seed) {
   check::Random r(seed);
   for (uint32_t i = 0; i < n; i++) to[i] = static_cast<uint8_t>(r.next() >> 24);

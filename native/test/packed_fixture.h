@@ -90,17 +90,13 @@ inline uint32_t used_boundaries(const RawPacked& ring) {
 
 namespace packed {
 
-constexpr uint64_t kBase = 0x40000000, kBytes = 1 << 20, kData = kBase + 0x40000;
+using namespace region;
+
 constexpr uint64_t kPlain = kFeatureVersion1 | kFeaturePacked;
 
 inline PeerQueueOptions options_for(const Memory& m, const RawPacked& ring, bool transmit, uint64_t features) {
-  PeerQueueOptions o;
-  o.table = m.table;
-  o.features = features;
-  auto& side = transmit ? o.transmit : o.receive;
-  side.emplace();
-  side->ring = ring.at;
-  side->next_avail = ring.used;
+  PeerQueueOptions o = test::options_for(m, ring.at, transmit, features);
+  (transmit ? o.transmit : o.receive)->next_avail = ring.used;
   return o;
 }
 

@@ -1,29 +1,25 @@
 // Device side of the split ring against hand-written rings: every malformed one by table, notification
 // suppression, indices around 65536, every ring size.
 #include "../core/split_device.h"
-#include "fixture.h"
+#include "malformed.h"
 
 using namespace vpci;
 using namespace vpci::test;
+using namespace vpci::test::region;
 
 namespace {
 
-constexpr uint64_t kBase = 0x40000000, kBytes = 1 << 20, kData = kBase + 0x40000;
-constexpr uint64_t kIndirectTable = kBase + 0x30000;
+using malformed::kTable;
 
 struct Bad {
   const char* name;
   void (*write)(RawRing& ring);
   const char* cause;
-  uint64_t features = kFeatureIndirect | kFeatureVersion1;
 };
 
-void table_entry(const RawRing& r, uint32_t i, VirtqDesc d) {
-  (&r.memory.ref<VirtqDesc>(kIndirectTable))[i] = d;
-}
+VirtqDesc& table(const RawRing& r, uint32_t i) { return (&r.memory.ref<VirtqDesc>(kTable))[i]; }
 
-// Ring of 8. Descriptor 0 is offered unless the row offers something itself. The flags are for readable
-// chains; the receiveq run of the same rows turns WRITE on.
+// What only this format can have wrong, in a ring of 8. Flags are for readable chains.
 const Bad kBad[] = {
     {"head", [](RawRing& r) { r.offer(8); }, "head is outside"},
     {"head max", [](RawRing& r) { r.offer(0xffff); }, "head is outside"},
@@ -48,205 +44,91 @@ const Bad kBad[] = {
      "loops"},
     {"avail jump", [](RawRing& r) { r.avail().idx = 9; }, "available index"},
     {"avail behind", [](RawRing& r) { r.avail().idx = 0xffff; }, "available index"},
-    {"no region",
-     [](RawRing& r) {
-       r.desc(0) = {0x1000, 100, 0, 0};
-       r.offer(0);
-     },
-     "no region"},
-    {"behind the region",
-     [](RawRing& r) {
-       r.desc(0) = {kBase + kBytes - 50, 100, 0, 0};
-       r.offer(0);
-     },
-     "no region"},
-    {"one byte behind",
-     [](RawRing& r) {
-       r.desc(0) = {kBase + kBytes - 99, 100, 0, 0};
-       r.offer(0);
-     },
-     "no region"},
-    {"wrap",
-     [](RawRing& r) {
-       r.desc(0) = {UINT64_MAX - 10, 100, 0, 0};
-       r.offer(0);
-     },
-     "wraps"},
-    {"wrap from inside",
-     [](RawRing& r) {
-       r.desc(0) = {kData, 0xffffffff, 0, 0};
-       r.offer(0);
-     },
-     "no region"},
-    {"zero length",
-     [](RawRing& r) {
-       r.desc(0) = {kData, 0, 0, 0};
-       r.offer(0);
-     },
-     "zero length"},
-    {"zero length first",
-     [](RawRing& r) {
-       r.desc(0) = {kData, 0, kDescNext, 1};
-       r.desc(1) = {kData, 100, 0, 0};
-       r.offer(0);
-     },
-     "zero length"},
-    {"zero length last",
-     [](RawRing& r) {
-       r.desc(0) = {kData, 100, kDescNext, 1};
-       r.desc(1) = {kData, 0, 0, 0};
-       r.offer(0);
-     },
-     "zero length"},
-    {"indirect without feature",
-     [](RawRing& r) {
-       table_entry(r, 0, {kData, 100, 0, 0});
-       r.desc(0) = {kIndirectTable, 16, kDescIndirect, 0};
-       r.offer(0);
-     },
-     "without the feature", kFeatureVersion1},
-    {"indirect with next",
-     [](RawRing& r) {
-       table_entry(r, 0, {kData, 100, 0, 0});
-       r.desc(0) = {kIndirectTable, 16, kDescIndirect | kDescNext, 1};
-       r.desc(1) = {kData, 100, 0, 0};
-       r.offer(0);
-     },
-     "indirect descriptor with NEXT"},
-    {"indirect empty",
-     [](RawRing& r) {
-       r.desc(0) = {kIndirectTable, 0, kDescIndirect, 0};
-       r.offer(0);
-     },
-     "indirect table"},
-    {"indirect odd",
-     [](RawRing& r) {
-       r.desc(0) = {kIndirectTable, 24, kDescIndirect, 0};
-       r.offer(0);
-     },
-     "indirect table"},
-    {"indirect huge",
-     [](RawRing& r) {
-       r.desc(0) = {kIndirectTable, 16 * 32769, kDescIndirect, 0};
-       r.offer(0);
-     },
-     "too big"},
-    {"indirect nowhere",
-     [](RawRing& r) {
-       r.desc(0) = {0x20, 16, kDescIndirect, 0};
-       r.offer(0);
-     },
-     "indirect table is in no region"},
-    {"indirect wraps",
-     [](RawRing& r) {
-       r.desc(0) = {UINT64_MAX - 8, 16, kDescIndirect, 0};
-       r.offer(0);
-     },
-     "indirect table wraps"},
     {"indirect nested",
      [](RawRing& r) {
-       table_entry(r, 0, {kIndirectTable, 16, kDescIndirect, 0});
-       r.desc(0) = {kIndirectTable, 16, kDescIndirect, 0};
+       table(r, 0) = {kTable, 16, kDescIndirect, 0};
+       r.desc(0) = {kTable, 16, kDescIndirect, 0};
        r.offer(0);
      },
      "inside an indirect"},
     {"indirect next outside",
      [](RawRing& r) {
-       table_entry(r, 0, {kData, 100, kDescNext, 2});
-       r.desc(0) = {kIndirectTable, 32, kDescIndirect, 0};
+       table(r, 0) = {kData, 100, kDescNext, 2};
+       r.desc(0) = {kTable, 32, kDescIndirect, 0};
        r.offer(0);
      },
      "outside the indirect table"},
     {"indirect loop",
      [](RawRing& r) {
-       table_entry(r, 0, {kData, 100, kDescNext, 0});
-       r.desc(0) = {kIndirectTable, 32, kDescIndirect, 0};
+       table(r, 0) = {kData, 100, kDescNext, 0};
+       r.desc(0) = {kTable, 32, kDescIndirect, 0};
        r.offer(0);
      },
      "loops"},
-    {"indirect longer than the ring",
-     [](RawRing& r) {
-       for (uint16_t i = 0; i < 9; i++)
-         table_entry(r, i,
-                     {kData, 32, static_cast<uint16_t>(i < 8 ? kDescNext : 0), static_cast<uint16_t>(i + 1)});
-       r.desc(0) = {kIndirectTable, 9 * 16, kDescIndirect, 0};
-       r.offer(0);
-     },
-     "longer than the ring"},
-    {"indirect zero length",
-     [](RawRing& r) {
-       table_entry(r, 0, {kData, 0, 0, 0});
-       r.desc(0) = {kIndirectTable, 16, kDescIndirect, 0};
-       r.offer(0);
-     },
-     "zero length"},
 };
 
-PeerQueueOptions options_for(const Memory& m, const RawRing& ring, bool transmit, uint64_t features) {
-  PeerQueueOptions o;
-  o.table = m.table;
-  o.features = features;
-  auto& side = transmit ? o.transmit : o.receive;
-  side.emplace();
-  side->ring = ring.at;
-  return o;
+// As a chain of NEXT and next; its first descriptor is to[0].
+void link(VirtqDesc* to, const std::vector<VirtqDesc>& chain) {
+  for (size_t i = 0; i < chain.size(); i++) {
+    const bool last = i + 1 == chain.size();
+    to[i] = {chain[i].addr, chain[i].len, static_cast<uint16_t>(chain[i].flags | (last ? 0 : kDescNext)),
+             static_cast<uint16_t>(last ? 0 : i + 1)};
+  }
+}
+
+// In a receiveq the same chains are writable.
+template <class Write>
+void expect_broken(const char* row, const char* cause, bool indirect, const Write& write) {
+  for (bool transmit : {true, false}) {
+    Memory m(kBytes);
+    RawRing ring(m, kBase, 8);
+    write(ring);
+    if (!transmit) {
+      for (uint32_t i = 0; i < 8; i++)
+        if (ring.desc(i).len || ring.desc(i).flags) ring.desc(i).flags |= kDescWrite;
+      for (uint32_t i = 0; i < 9; i++) table(ring, i).flags |= kDescWrite;
+    }
+    std::string error;
+    const uint64_t features = kFeatureVersion1 | (indirect ? kFeatureIndirect : 0);
+    auto q = PeerQueue::create(options_for(m, ring.at, transmit, features), &error);
+    CHECK(q != nullptr);
+    if (transmit) {
+      Burst burst(64);
+      CHECK_EQ(q->receive(burst), 0);
+      CHECK_EQ(q->receive(burst), 0);
+    } else {
+      Frames frames;
+      frames.add(300, 1);
+      CHECK_EQ(q->send(frames.burst), 0);
+    }
+    malformed::check_broken(*q, transmit, row, cause);
+    q->detached();
+    CHECK_EQ(q->next_avail(transmit), 0);
+    CHECK_EQ(ring.used().idx, 0);
+  }
 }
 
 }  // namespace
 
 TEST("a malformed ring breaks its side with the cause, in both directions") {
-  for (bool transmit : {true, false}) {
-    for (const Bad& bad : kBad) {
-      Memory m(kBytes);
-      RawRing ring(m, kBase, 8);
-      bad.write(ring);
-      if (!transmit) {
-        for (uint32_t i = 0; i < 8; i++)
-          if (ring.desc(i).len || ring.desc(i).flags) ring.desc(i).flags |= kDescWrite;
-        for (uint32_t i = 0; i < 9; i++) (&m.ref<VirtqDesc>(kIndirectTable))[i].flags |= kDescWrite;
-      }
-      std::string error;
-      auto q = PeerQueue::create(options_for(m, ring, transmit, bad.features), &error);
-      CHECK(q != nullptr);
-      if (transmit) {
-        Burst burst(64);
-        CHECK_EQ(q->receive(burst), 0);
-        CHECK_EQ(q->receive(burst), 0);
-      } else {
-        Frames frames;
-        frames.add(300, 1);
-        CHECK_EQ(q->send(frames.burst), 0);
-      }
-      if (!q->broken(!transmit) || !std::strstr(q->broken(!transmit), bad.cause)) {
-        std::fprintf(stderr, "  row '%s' (%s): %s\n", bad.name, transmit ? "transmitq" : "receiveq",
-                     q->broken(!transmit) ? q->broken(!transmit) : "not broken");
-        check::failures()++;
-      }
-      CHECK(q->broken(transmit) == nullptr);
-      q->detached();
-      CHECK_EQ(q->next_avail(transmit), 0);
-      CHECK_EQ(ring.used().idx, 0);
-    }
-  }
+  for (const Bad& bad : kBad) expect_broken(bad.name, bad.cause, true, bad.write);
+  for (const malformed::Chain& bad : malformed::kChains)
+    expect_broken(bad.name, bad.cause, bad.indirect, [&](RawRing& ring) {
+      link(&table(ring, 0), bad.table);
+      link(&ring.desc(0), bad.descriptors);
+      ring.offer(0);
+    });
 }
 
 TEST("a chain in the wrong direction, or writable before readable, breaks the ring") {
-  struct Row {
-    bool transmit;
-    uint16_t first, second;
-    const char* cause;
-  };
-  for (const Row& row : {Row{true, kDescWrite, 0, "writable descriptor in a transmitq"},
-                         Row{true, 0, kDescWrite, "writable descriptor in a transmitq"},
-                         Row{false, 0, kDescWrite, "readable descriptor in a receiveq"},
-                         Row{false, kDescWrite, 0, "readable descriptor behind a writable one"}}) {
+  for (const malformed::Direction& row : malformed::kDirections) {
     Memory m(kBytes);
     RawRing ring(m, kBase, 8);
     ring.desc(0) = {kData, 64, static_cast<uint16_t>(row.first | kDescNext), 1};
     ring.desc(1) = {kData + 64, 2048, row.second, 0};
     ring.offer(0);
     std::string error;
-    auto q = PeerQueue::create(options_for(m, ring, row.transmit, kFeatureVersion1), &error);
+    auto q = PeerQueue::create(options_for(m, ring.at, row.transmit, kFeatureVersion1), &error);
     Burst burst(64);
     Frames frames;
     frames.add(100, 1);
@@ -268,7 +150,7 @@ TEST("the packets in front of a malformed chain are delivered, and the index sta
   ring.offer(77);
   ring.offer(3);
   std::string error;
-  auto q = PeerQueue::create(options_for(m, ring, true, kFeatureVersion1), &error);
+  auto q = PeerQueue::create(options_for(m, ring.at, true, kFeatureVersion1), &error);
   Burst burst(64);
   CHECK_EQ(q->receive(burst), 3);
   q->release(burst, 3);
@@ -370,7 +252,7 @@ TEST("a descriptor that changes after it was fetched changes nothing") {
   fill(m.at(kData) + 12, 100, 5);
   ring.offer(0);
   std::string error;
-  auto q = PeerQueue::create(options_for(m, ring, true, kFeatureVersion1), &error);
+  auto q = PeerQueue::create(options_for(m, ring.at, true, kFeatureVersion1), &error);
   Burst burst(64);
   CHECK_EQ(q->receive(burst), 1);
   ring.desc(0) = {0x10, 0xffffffff, kDescNext | kDescIndirect, 99};
@@ -390,7 +272,7 @@ TEST("every ring size works, across the wrap of the index at 65536") {
     Memory m(ring_bytes + 4096);
     RawRing ring(m, kBase, size);
     ring.start(static_cast<uint16_t>(65536 - 3));
-    PeerQueueOptions o = options_for(m, ring, true, kFeatureVersion1);
+    PeerQueueOptions o = options_for(m, ring.at, true, kFeatureVersion1);
     o.transmit->next_avail = 65536 - 3;
     std::string error;
     auto q = PeerQueue::create(o, &error);
@@ -463,7 +345,7 @@ TEST("kicks stay suppressed while polling, for more than 65536 packets, and armi
     Memory m(kBytes);
     RawRing ring(m, kBase, 256);
     for (uint16_t i = 0; i < 256; i++) ring.desc(i) = {kData, 76, 0, 0};
-    PeerQueueOptions o = options_for(m, ring, true, kFeatureVersion1 | (event_idx ? kFeatureEventIdx : 0));
+    PeerQueueOptions o = options_for(m, ring.at, true, kFeatureVersion1 | (event_idx ? kFeatureEventIdx : 0));
     std::string error;
     auto q = PeerQueue::create(o, &error);
     Burst burst(64);
@@ -502,7 +384,7 @@ TEST("arming the send side asks for buffers beyond those that were not enough") 
   ring.offer(0);
   auto q = [&] {
     std::string error;
-    return PeerQueue::create(options_for(m, ring, false, kFeatureVersion1 | kNetMrgRxbuf | kFeatureEventIdx),
+    return PeerQueue::create(options_for(m, ring.at, false, kFeatureVersion1 | kNetMrgRxbuf | kFeatureEventIdx),
                              &error);
   }();
   Frames frames;
@@ -530,7 +412,7 @@ TEST("a chain of more than 2^32 bytes breaks the ring, one of exactly as many do
     ring.desc(4) = {0, 1, 0, 0};
     ring.offer(0);
     std::string error;
-    auto q = PeerQueue::create(options_for(m, ring, true, kFeatureVersion1), &error);
+    auto q = PeerQueue::create(options_for(m, ring.at, true, kFeatureVersion1), &error);
     Burst burst(64);
     CHECK_EQ(q->receive(burst), 0);
     if (over)
