@@ -70,7 +70,7 @@ std::shared_ptr<DriverQueue> DriverQueue::create(const DriverQueueOptions& optio
   q->frames_.resize(options.size);
   q->chain_length_.resize(options.size);
   q->chain_next_.resize(options.size);
-  if (!(options.features & kNetCsum)) q->linear_.resize(kDefaultMaxFrame);
+  q->offload_.init(fit_for_device, options.features, kDefaultMaxFrame);
   if (m.faulted()) return fail("driver queue's memory vanished");
   return q;
 }

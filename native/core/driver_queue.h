@@ -11,6 +11,7 @@
 #include "mapping.h"
 #include "net_header.h"
 #include "notify.h"
+#include "offload.h"
 #include "port.h"
 #include "split_driver.h"
 
@@ -73,7 +74,6 @@ class DriverQueue final : public PortQueue {
 
   // -- send (driver_send.cc) --
   uint32_t collect_sent(uint32_t wanted);
-  Offload fit(const Burst& burst, const Packet& packet, NetHeader* header, Packet* replaced);
   void send_chain(const Burst& burst, const Packet& packet, const NetHeader& header, uint32_t count);
 
   std::shared_ptr<Mapping> mapping_;
@@ -100,7 +100,7 @@ class DriverQueue final : public PortQueue {
   uint32_t free_head_ = 0, free_tail_ = 0;
   std::vector<uint16_t> chain_length_;  // of the chain that starts at a descriptor
   std::vector<uint16_t> chain_next_;
-  std::vector<uint8_t> linear_;
+  OffloadFit offload_;
 };
 
 }  // namespace vpci

@@ -50,7 +50,7 @@ uint32_t DriverQueue::send(const Burst& burst) {
     Packet replaced;
     if (__builtin_expect(words.low != 0, 0)) {
       NetHeader header = packet->header;
-      Offload offload = fit(burst, *packet, &header, &replaced);
+      Offload offload = offload_.fit(burst, *packet, &header, &replaced);
       if (offload == Offload::kRefuse) {
         send_stats.drop(Drop::kOffload);
         continue;
@@ -93,18 +93,6 @@ uint32_t DriverQueue::send(const Burst& burst) {
   }
   send_stats.fill.set(ring.size() - free);
   return taken;
-}
-
-Offload DriverQueue::fit(const Burst& burst, const Packet& packet, NetHeader* header, Packet* replaced) {
-  uint32_t start = header->csum_start, offset = header->csum_offset;
-  Offload result = fit_for_device(header, features_);
-  if (result != Offload::kChecksum) return result;
-  if (packet.length > linear_.size() || start + offset + 2 > packet.length) return Offload::kRefuse;
-  copy_packet(linear_.data(), burst, packet);
-  complete_checksum(linear_.data(), packet.length, static_cast<uint16_t>(start),
-                    static_cast<uint16_t>(offset));
-  *replaced = {{linear_.data(), packet.length}, packet.length, 1, 0, *header};
-  return result;
 }
 
 // The packet over the buffers of the next `count` free descriptors.

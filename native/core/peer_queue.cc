@@ -40,7 +40,7 @@ bool PeerRings<Ring>::init(const PeerQueueOptions& options, std::string* error) 
   if (options.transmit && !init_side(&transmit_, *options.transmit, true, error)) return false;
   if (options.receive && !init_side(&receive_, *options.receive, false, error)) return false;
   pieces_.resize(kMaxPieces);
-  if (!(options.features & kNetGuestCsum)) linear_.resize(options.max_frame);
+  offload_.init(fit_for_driver, options.features, options.max_frame);
   return true;
 }
 

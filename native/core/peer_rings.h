@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "frame_copy.h"
+#include "offload.h"
 #include "packed_device.h"
 #include "peer_queue.h"
 #include "split_device.h"
@@ -92,7 +93,6 @@ class PeerRings final : public PeerQueue {
   Sent send_chains(const Burst& burst, const Packet& packet, NetHeader header, uint32_t* used);
   template <bool kLog>
   void write_pieces(const Burst& burst, const Packet& packet, const NetHeader& header);
-  Offload fit(const Burst& burst, const Packet& packet, NetHeader* header, Packet* replaced);
 
   std::shared_ptr<const RegionTable> table_;
   std::shared_ptr<const DirtyLog> log_;
@@ -116,7 +116,7 @@ class PeerRings final : public PeerQueue {
   std::vector<Segment> pieces_;  // of the receive chains of one packet
   uint32_t piece_count_ = 0;
   uint32_t walk_budget_ = 0;     // pieces that this call may still look at
-  std::vector<uint8_t> linear_;  // a packet whose checksum is completed here
+  OffloadFit offload_;
 };
 
 // Fills slots for the first of the `known` available chains. A head that is not valid ends the slots in front

@@ -27,21 +27,6 @@ uint32_t PeerRings<Ring>::refuse_all(const Burst& burst) {
   return burst.count();
 }
 
-// Fits the header to what the peer negotiated. kChecksum: `replaced` takes the packet's place, with its
-// checksum completed in memory of our own, where nobody changes what was summed.
-template <class Ring>
-Offload PeerRings<Ring>::fit(const Burst& burst, const Packet& packet, NetHeader* header, Packet* replaced) {
-  uint32_t start = header->csum_start, offset = header->csum_offset;
-  Offload result = fit_for_driver(header, features_);
-  if (result != Offload::kChecksum) return result;
-  if (packet.length > linear_.size() || start + offset + 2 > packet.length) return Offload::kRefuse;
-  copy_packet(linear_.data(), burst, packet);
-  complete_checksum(linear_.data(), packet.length, static_cast<uint16_t>(start),
-                    static_cast<uint16_t>(offset));
-  *replaced = {{linear_.data(), packet.length}, packet.length, 1, 0, *header};
-  return result;
-}
-
 template <class Ring>
 template <bool kLog>
 uint32_t PeerRings<Ring>::send_burst(const Burst& burst) {
@@ -60,7 +45,7 @@ uint32_t PeerRings<Ring>::send_burst(const Burst& burst) {
     Packet replaced;
     if (__builtin_expect(words.low != 0, 0)) {
       NetHeader header = packet->header;
-      Offload offload = fit(burst, *packet, &header, &replaced);
+      Offload offload = offload_.fit(burst, *packet, &header, &replaced);
       if (offload == Offload::kRefuse) {
         send_stats.drop(Drop::kOffload);
         taken++;
