@@ -1,5 +1,6 @@
 /** A listening Unix socket. Owns its path: removes it at the end, and a stale one at the start. */
 import { closeSync, lstatSync, unlinkSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { usageError } from '../util/errors.js';
 import { native, type Watcher } from './native.js';
 
@@ -9,6 +10,7 @@ const RETRY_MS = 100;
 export class UnixServer implements Disposable {
   readonly path: string;
   readonly #fd: number;
+  readonly #inode: bigint | undefined;
   readonly #watcher: Watcher;
   #retry: NodeJS.Timeout | undefined;
   #closed = false;
@@ -23,8 +25,11 @@ export class UnixServer implements Disposable {
     try {
       this.#fd = native.unixListen(path, 4);
     } catch (cause) {
-      throw usageError(`cannot listen on ${path}: ${(cause as Error).message}`, { cause });
+      const { code, message } = cause as NodeJS.ErrnoException;
+      const why = code === 'ENOENT' ? `the folder ${dirname(path)} is not there; make it first` : message;
+      throw usageError(`cannot listen on ${path}: ${why}`, { cause });
     }
+    this.#inode = inodeOf(path);
     this.#watcher = native.watch(this.#fd, () => this.#acceptAll(accepted));
     this.#watcher.set({ readable: true });
   }
@@ -48,6 +53,8 @@ export class UnixServer implements Disposable {
     clearTimeout(this.#retry);
     this.#watcher.stop();
     closeSync(this.#fd);
+    // Not one that another process has put there since.
+    if (this.#inode === undefined || inodeOf(this.path) !== this.#inode) return;
     try {
       unlinkSync(this.path);
     } catch {
@@ -57,6 +64,14 @@ export class UnixServer implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+}
+
+function inodeOf(path: string): bigint | undefined {
+  try {
+    return lstatSync(path, { bigint: true }).ino;
+  } catch {
+    return undefined;
   }
 }
 

@@ -252,6 +252,7 @@ interface Packets {
 
 interface Direction {
   readonly packets: number;
+  readonly bytes: number;
   readonly drops: number;
   readonly broken?: string;
 }

@@ -31,10 +31,12 @@ async function install(guest: Guest, name: string): Promise<string> {
 }
 
 describe('kernel VFIO', () => {
-  it('has INTx that is masked until it is served, MSI, and DMA while it is mapped', async (context) => {
+  it('has INTx that is masked until it is served, MSI, DMA while it is mapped, and reset', async (context) => {
     const program = need(context, await receiverProgram());
+    const rig = new Rig(scope);
+    await rig.device({ window: { file: join(scope.folder('/dev/shm'), 'peer'), mib: 64 } });
     const receiver = await startReceiver(scope, program, {
-      vfioUser: [],
+      vfioUser: [rig.vfioUser],
       extra: ['-device', 'edu,addr=08'],
     });
     await receiver.ready(BOOT_MS);
@@ -54,6 +56,12 @@ describe('kernel VFIO', () => {
       intxAgain: interrupts,
       dma: { back: true, untouched: true },
     });
+
+    // `edu` cannot be reset; a vhost-pci function can.
+    const address = receiverAddress();
+    expect((await guestVhostPci(receiver, `bind ${address}`)).status).toBe(0);
+    const reset = await receiver.run(`node ${await install(receiver, 'reset.mjs')} ${address} 2>&1`, RUN_MS);
+    expect(reset).toEqual({ output: '[1,0]', status: 0 });
   });
 });
 

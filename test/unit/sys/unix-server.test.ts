@@ -1,4 +1,4 @@
-import { closeSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdtempSync, rmSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { native } from '../../../src/sys/native.js';
@@ -44,5 +44,23 @@ describe('a path that exists', () => {
     writeFileSync(path, 'precious');
     expect(() => new UnixServer(path, closeSync)).toThrow(/is not a socket/);
     expect(existsSync(path)).toBe(true);
+  });
+});
+
+describe('a socket', () => {
+  it('is removed at the end, but not when another process has taken its path', () => {
+    const first = new UnixServer(path, closeSync);
+    unlinkSync(path);
+    const second = new UnixServer(path, closeSync);
+    first.close();
+    expect(existsSync(path)).toBe(true);
+    second.close();
+    expect(existsSync(path)).toBe(false);
+  });
+
+  it('in a folder that is not there is refused in words', () => {
+    expect(() => new UnixServer(join(folder, 'no', 's'), closeSync)).toThrow(
+      /folder .* is not there; make it first/,
+    );
   });
 });
