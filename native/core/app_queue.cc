@@ -219,13 +219,13 @@ uint32_t AppQueue::send(const Burst& burst) {
   return i - burst.begin;
 }
 
-// A wake-up of the program costs as much as some hundred packets: it waits for a quarter of the slots to be
-// filled, or for kPutOff rounds, which take a few microseconds when there is little to do.
+// A wake-up of the program costs as much as some hundred packets, and two changes of thread where it shares the worker's
+// CPU: it waits for three quarters of the slots, or for kPutOff rounds, a few microseconds when there is little to do.
 void AppQueue::flush() {
   if (news_ == 0) return;
   const uint64_t waiting =
       in_.produced.load(std::memory_order_relaxed) - in_.consumed.load(std::memory_order_relaxed);
-  if (waiting < in_.slots / 4 && ++put_off_ < kPutOff) return;
+  if (waiting < in_.slots - in_.slots / 4 && ++put_off_ < kPutOff) return;
   tell();
 }
 
