@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { type Child, start, vhostPciArgv } from '../support/process.js';
 import type { Scope } from '../support/scope.js';
-import type { PeerTask } from './peer-program.js';
+import type { LogTurns, PeerTask } from './peer-program.js';
 import { program, startDevice } from './systems.js';
 
 export interface Window {
@@ -61,9 +61,9 @@ export class InTree {
     return (await this.command(`window ${ms}`)) as unknown as Window;
   }
 
-  /** Packets a second that the peer received while dirty logging was on and while it was off, `turns` times `ms` each. */
-  async logInTurns(turns: number, ms: number): Promise<{ readonly on: number; readonly off: number }> {
-    return (await this.command(`log-turns ${turns} ${ms}`)) as { on: number; off: number };
+  /** What the peer received while dirty logging was on and while it was off, `turns` times `ms` each. */
+  async logInTurns(turns: number, ms: number, mostDelay: number): Promise<LogTurns> {
+    return (await this.command(`log-turns ${turns} ${ms} ${this.driver.pid} ${mostDelay}`)) as LogTurns;
   }
 
   /** Gives the peer a command and waits for its answer. */

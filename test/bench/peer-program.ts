@@ -5,8 +5,8 @@
  *
  * Tasks: `bounce` sends one packet, and from then on sends back what comes; `send` sends and takes as fast as it can, `take`
  * only takes, `idle` does nothing; `tap` joins the peer to the TAP interface `tap`. Commands, one a line: `window MS` answers
- * with the packets that came and went in that time, `log-turns N MS` with the rates while dirty logging is on and while it is
- * off, in N turns of each; the end of stdin ends it.
+ * with the packets that came and went in that time, `log-turns N MS DRIVER DELAY` with the rates while dirty logging is on and
+ * while it is off, in N turns of each; the end of stdin ends it.
  */
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -16,6 +16,7 @@ import { bits } from '#build/util/flags.js';
 import { FEATURE } from '#build/virtio/features.js';
 import { NET_FEATURE } from '#build/virtio-net/features.js';
 import { NetPeer } from '#build/virtio-net/peer.js';
+import { type ProcessTimes, runDelays, threadTimes } from './threads.js';
 
 export interface PeerTask {
   readonly socketPath: string;
@@ -24,6 +25,14 @@ export interface PeerTask {
   readonly cpu?: number;
   readonly frame?: number;
   readonly tap?: string;
+}
+
+/** Packets a second in turns with and without dirty logging. */
+export interface LogTurns {
+  readonly on: number;
+  readonly off: number;
+  /** How many of each kind count: a polling thread of the peer or of the driver waited too long for its CPU in the others. */
+  readonly turns: number;
 }
 
 const FEATURES = bits(
@@ -106,25 +115,35 @@ async function window(ms: number): Promise<{ ms: number; received: number; sent:
   };
 }
 
-async function logInTurns(turns: number, ms: number): Promise<{ on: number; off: number }> {
-  const sums = { on: { received: 0, ms: 0 }, off: { received: 0, ms: 0 } };
+/** The part of the time between two looks that the polling thread of each process waited for its CPU; the longest one. */
+function delayOf(pids: readonly number[], before: readonly ProcessTimes[]): number {
+  return Math.max(...pids.map((pid, i) => runDelays(before[i]!, threadTimes(pid))[0] ?? 1));
+}
+
+async function logInTurns(turns: number, ms: number, driver: number, mostDelay: number): Promise<LogTurns> {
+  const sums = { on: { received: 0, ms: 0, turns: 0 }, off: { received: 0, ms: 0, turns: 0 } };
+  const pids = [process.pid, driver];
   for (let i = 0; i < 2 * turns; i++) {
     // On, off, off, on, …: what only grows does not favour one of them.
-    const state = (i >> 1) % 2 === i % 2 ? 'on' : 'off';
-    await log(state === 'on');
+    const sum = sums[(i >> 1) % 2 === i % 2 ? 'on' : 'off'];
+    await log(sum === sums.on);
     await sleep(SETTLE_MS);
+    const before = pids.map(threadTimes);
     const took = await window(ms);
-    sums[state].received += took.received;
-    sums[state].ms += took.ms;
+    if (delayOf(pids, before) > mostDelay) continue;
+    sum.received += took.received;
+    sum.ms += took.ms;
+    sum.turns++;
   }
   await log(false);
   const rate = ({ received, ms }: { received: number; ms: number }): number => (received / ms) * 1000;
-  return { on: rate(sums.on), off: rate(sums.off) };
+  return { on: rate(sums.on), off: rate(sums.off), turns: Math.min(sums.on.turns, sums.off.turns) };
 }
 
 async function run(command: string, args: readonly number[]): Promise<object> {
+  const [turns = 1, ms = 10, driver = process.pid, mostDelay = 1] = args;
   if (command === 'log-turns')
-    return { event: 'logging', ...(await logInTurns(args[0] ?? 1, args[1] ?? 10)) };
+    return { event: 'logging', ...(await logInTurns(turns, ms, driver, mostDelay)) };
   return { event: 'window', ...(await window(args[0] ?? 100)) };
 }
 

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type Mapping, native } from '../../../src/sys/native.js';
 import type { VhostPciError } from '../../../src/util/errors.js';
-import { DirtyLogMover, type LogRegion } from '../../../src/vhost-pci/device/dirty-log.js';
+import { DirtyLogMover, type LogRegion, PERIOD_MS } from '../../../src/vhost-pci/device/dirty-log.js';
 import { PAGE } from '../../../src/vhost-pci/identity.js';
 import { sharedPagesLayout } from '../../../src/vhost-pci/shared-pages.js';
 
@@ -122,7 +122,7 @@ describe('the mover of dirty bits', () => {
     r.mover([{ gpa: 0n, size: FILE_PAGES * PAGE, fileOffset: 0 }]);
     for (const page of [3, 700]) {
       r.dirty(page);
-      await vi.advanceTimersByTimeAsync(50);
+      await vi.advanceTimersByTimeAsync(2 * PERIOD_MS);
     }
     expect(r.logged()).toEqual([3, 700]);
   });
@@ -133,7 +133,7 @@ describe('the mover of dirty bits', () => {
     const mover = r.mover([{ gpa: 0n, size: FILE_PAGES * PAGE, fileOffset: 0 }]);
     mover[Symbol.dispose]();
     r.dirty(5);
-    await vi.advanceTimersByTimeAsync(50);
+    await vi.advanceTimersByTimeAsync(2 * PERIOD_MS);
     mover.flush();
     expect(r.logged()).toEqual([]);
     expect(r.errors).toEqual([]);
@@ -168,7 +168,7 @@ describe('the mover of dirty bits', () => {
     const mover = r.mover([{ gpa: 0n, size: FILE_PAGES * PAGE, fileOffset: 0 }]);
     ftruncateSync(r.logFd, 0);
     r.dirty(9);
-    await vi.advanceTimersByTimeAsync(100);
+    await vi.advanceTimersByTimeAsync(2 * PERIOD_MS);
     mover.flush();
     expect(r.errors.map((e) => [e.code, e.scope])).toEqual([['ELOGMAP', 'connection']]);
   });
@@ -249,9 +249,9 @@ describe('the mover of dirty bits', () => {
     );
     const dirty = [0, (1 << 18) - 1, 1 << 18, pages - 1];
     for (const page of dirty) shared.write(large.bitmapOffset + (page >> 3), Buffer.of(1 << (page & 7)));
-    await vi.advanceTimersByTimeAsync(10);
+    await vi.advanceTimersByTimeAsync(PERIOD_MS);
     expect(mover.moved).toBe(2);
-    await vi.advanceTimersByTimeAsync(10);
+    await vi.advanceTimersByTimeAsync(PERIOD_MS);
     expect(mover.moved).toBe(4);
     for (const page of dirty) expect(log.read(page >> 3, 1)[0]).toBe(1 << (page & 7));
   });
