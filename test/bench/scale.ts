@@ -43,6 +43,8 @@ export function manyPeers(
 /** Turns of one kind in a pair, and the length of one: what changes on the machine takes longer than that. */
 const TURNS = 6;
 const TURN_MS = 60;
+/** Of each kind that must be good. */
+const ENOUGH_TURNS = 2;
 
 /** Packets a second from us to the peer with dirty logging on against off, on one link that switches to and fro. */
 export async function dirtyLogging(distance: Distance, frame: number, effort: Effort): Promise<Comparison> {
@@ -62,7 +64,7 @@ export async function dirtyLogging(distance: Distance, frame: number, effort: Ef
       link.pause();
       return { a: on, b: off };
     });
-    if (kept >= TURNS / 2) return pair;
+    if (kept >= ENOUGH_TURNS) return pair;
     return { a: { ...pair.a, dropped: 'run-delay' }, b: pair.b };
   });
 }

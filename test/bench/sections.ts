@@ -1,6 +1,6 @@
 /** What is measured, section by section, and the targets. */
+import { spawnSync } from 'node:child_process';
 import type { Program } from '../support/packages.js';
-import { run } from '../support/process.js';
 import type { Scope } from '../support/scope.js';
 import { testpmd } from '../support/testpmd.js';
 import type { Distance } from './distance.js';
@@ -49,9 +49,13 @@ async function needDpdk(bench: Bench): Promise<Program> {
   const found = testpmd();
   if ('missing' in found) throw new Error(`no dpdk-testpmd: ${found.missing}`);
   reserveHugepages(bench.scope, 2);
-  const { command, prefix } = found.ok;
-  bench.dpdk =
-    (await run(command, [...prefix, '-v', '--help']).catch(() => '')).match(/DPDK \S+/)?.[0] ?? 'DPDK';
+  const { command, prefix, env } = found.ok;
+  // EAL writes it to stderr.
+  const said = spawnSync(command, [...prefix, '-v', '--help'], {
+    encoding: 'utf8',
+    env: { ...process.env, ...env },
+  });
+  bench.dpdk = /DPDK [\d.]+/.exec(`${said.stderr}${said.stdout}`)?.[0] ?? 'DPDK';
   bench.program = found.ok;
   return found.ok;
 }
