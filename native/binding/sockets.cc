@@ -1,6 +1,7 @@
 // Unix stream sockets that carry file descriptors (unix(7)). Non-blocking and close-on-exec, without
 // exception.
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -167,6 +168,13 @@ Napi::Value receive_js(const Napi::CallbackInfo& info) {
   }
 }
 
+// unix(7): POLLHUP comes with the end of the other side, whatever of it is still unread.
+Napi::Value hung_up_js(const Napi::CallbackInfo& info) {
+  pollfd socket{to_fd(info[0], "fd"), 0, 0};
+  const bool ended = poll(&socket, 1, 0) == 1 && (socket.revents & (POLLHUP | POLLERR)) != 0;
+  return Napi::Boolean::New(info.Env(), ended);
+}
+
 }  // namespace
 
 void init_sockets(Napi::Env env, Napi::Object exports) {
@@ -175,6 +183,7 @@ void init_sockets(Napi::Env env, Napi::Object exports) {
   exports.Set("unixConnect", Napi::Function::New(env, connect_js, "unixConnect"));
   exports.Set("unixPair", Napi::Function::New(env, pair_js, "unixPair"));
   exports.Set("sendMessage", Napi::Function::New(env, send_js, "sendMessage"));
+  exports.Set("hungUp", Napi::Function::New(env, hung_up_js, "hungUp"));
   exports.Set("receiveMessage", Napi::Function::New(env, receive_js, "receiveMessage"));
 }
 

@@ -82,6 +82,11 @@ export class FramedSocket implements Disposable {
     return this.#closed;
   }
 
+  /** The other side has ended; `closed` tells so only when the message in progress is done. */
+  get hungUp(): boolean {
+    return this.#closed || native.hungUp(this.#fd);
+  }
+
   /** Queues a message; `fds` stay the caller's. A socket whose other side does not read is closed. */
   send(data: Uint8Array, fds: readonly number[] = []): void {
     if (this.#closed) return;

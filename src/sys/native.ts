@@ -410,6 +410,8 @@ export interface NativeAddon {
   sendMessage(fd: number, data: Uint8Array, fds: readonly number[]): number;
   /** At most `length` bytes and 16 fds (close-on-exec); undefined when nothing waits. */
   receiveMessage(fd: number, length: number): ReceivedMessage | undefined;
+  /** Whether the other side of a connected socket has ended. */
+  hungUp(fd: number): boolean;
 
   // -- memory and queues ---------------------------------------------------------------------------------------
   readonly Mapping: new (

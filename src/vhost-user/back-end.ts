@@ -78,6 +78,11 @@ export class BackEnd implements AsyncDisposable {
     return this.#socket.closed;
   }
 
+  /** The front-end has ended; known before the request in progress is done. */
+  get hungUp(): boolean {
+    return this.#socket.hungUp;
+  }
+
   /** Gives a ring up, for a fault that the data path met. The front-end is told through the ring's error eventfd. */
   breakRing(index: number, cause: string): void {
     if (!this.#socket.closed) this.#requests.rings.break(index, cause);

@@ -255,7 +255,7 @@ export class PeerConnection implements BackEndDevice {
   // ----------------------------------------------------------------------------------------------------------
 
   /** Writes have to be in the log, and there is a front-end that reads it. */
-  readonly #migrating = (): boolean => this.#backEnd.state.logging && !this.#backEnd.isClosed;
+  readonly #migrating = (): boolean => this.#backEnd.state.logging && !this.#backEnd.hungUp;
 
   #anyEnabled(): boolean {
     const { rings } = this.#backEnd.state;

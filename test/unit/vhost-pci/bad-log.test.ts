@@ -247,4 +247,23 @@ describe('a driver that does not answer while the peer is migrated', () => {
     expect(await answer).toBeGreaterThanOrEqual(0);
     await traffic[Symbol.asyncDispose]();
   }, 120_000);
+
+  it('does not hold the next peer up when the one that was migrated ends', async () => {
+    const { peer } = await connected();
+    await peer.frontEnd.startLogging({ fd: logFile(), size: LOG_BYTES, offset: 0 });
+    let release = (): void => {};
+    const { detach } = Attachment.prototype;
+    vi.spyOn(Attachment.prototype, 'detach').mockImplementationOnce(async function (this: Attachment) {
+      await new Promise<void>((resolve) => {
+        release = resolve;
+      });
+      await detach.call(this);
+    });
+    const answer = peer.frontEnd.stopRing(0).catch(() => {});
+    await until('it is told of', LIMIT, () => rig.logged(/has not stopped for 3 s.*End the driver/));
+    peer.frontEnd.close();
+    await answer;
+    await until('the peer is let go of', LIMIT, () => rig.logged(/peer disconnected/));
+    release();
+  }, 120_000);
 });
