@@ -193,7 +193,10 @@ class WorkerObject : public Napi::ObjectWrap<WorkerObject> {
       const uint64_t bytes = to_integer(given.Get("bytes"), "bytes", kMaxSafe, 1);
       const Place place = to_place(given.Get("mapping"), given.Get("offset"), bytes, 1, "log.mapping");
       std::string error;
-      log = DirtyLog::create(place.mapping, place.offset, bytes, &error);
+      const Napi::Value given_alone = given.Get("alone");
+      const bool alone = !absent(given_alone) && to_bool(given_alone, "log.alone");
+      log = DirtyLog::create(place.mapping, place.offset, bytes, &error,
+                             alone ? DirtyLog::Writers::kOne : DirtyLog::Writers::kSeveral);
       if (!log) throw_range(env, error);
     }
     const auto deferred = Napi::Promise::Deferred::New(env);

@@ -49,7 +49,6 @@ bool DeviceRing::place(std::shared_ptr<const RegionTable> table, const Options& 
   indirect_ = options.features & kFeatureIndirect;
   cache_.init(table.get(), options.writes_buffers);
   log_base_ = home->data();
-  log_limit_ = home->size();
   table_ = std::move(table);
   return true;
 }

@@ -37,21 +37,21 @@ class DeviceRing {
   AddressCache& addresses() { return cache_; }
 
   // -- dirty log --------------------------------------------------------------------------------------------
-  // Between bursts only, while the old log is still there: what was written until then is in it.
-  void set_log(const DirtyLog* log) {
-    log_pending();
-    log_ = log;
-  }
+  // Between bursts only.
+  void set_log(const DirtyLog* log) { log_ = log; }
   const DirtyLog* log() const { return log_; }
-  // `length` bytes of a buffer are written at `data`, which lies in the mapping of the ring. publish logs them:
-  // they have to be there by then, or now already when can_mark says no.
-  void mark(const uint8_t* data, uint64_t length) {
-    if (is_logged(Written::kBuffer)) mark_later(data, length);
-  }
-  // True while the pages of `length` bytes can wait for the publish; else mark may log all that wait.
-  bool can_mark(uint64_t length) const {
-    return pending_ + (length >> DirtyLog::kPageShift) + 2 <= kPendingPages;
-  }
+  // What was written to memory of the ring's mapping. There is a log.
+  class Marks {
+   public:
+    explicit Marks(const DeviceRing& ring) : batch_(*ring.log_), base_(ring.log_base_) {}
+    void add(Written kind, const void* data, uint64_t length) {
+      if (is_logged(kind)) batch_.add(static_cast<uint64_t>(static_cast<const uint8_t*>(data) - base_), length);
+    }
+
+   private:
+    DirtyLog::Batch batch_;
+    const uint8_t* const base_;
+  };
 
  protected:
   struct Area {
@@ -64,32 +64,6 @@ class DeviceRing {
   // Finds the three areas of a ring. False, with the reason in `error`, when they cannot be there.
   bool place(std::shared_ptr<const RegionTable> table, const Options& options, std::initializer_list<Area*> areas,
              std::string* error);
-
-  // Pages wait here for the publish, so that one fence serves all of them; a page that comes again was
-  // written before that fence too. What publish itself writes waits for the next fence: the next publish's, or
-  // that of needs_signal.
-  void mark_later(const uint8_t* data, uint64_t length) {
-    uint64_t at = static_cast<uint64_t>(data - log_base_);
-    if (length == 0 || at >= log_limit_) return;
-    for (uint64_t page = at >> DirtyLog::kPageShift; page <= (at + length - 1) >> DirtyLog::kPageShift;
-         page++) {
-      if (pending_ != 0 && pending_pages_[pending_ - 1] == page) continue;
-      if (pending_ == kPendingPages) log_pending();
-      pending_pages_[pending_++] = page;
-    }
-  }
-  void log_pending() {
-    if (pending_ == 0) return;
-    full_fence();
-    log_fenced();
-  }
-  void log_fenced() {
-    if (pending_ != 0) log_->mark_fenced(pending_pages_, pending_);
-    pending_ = 0;
-  }
-  void mark_now(const void* data, uint64_t length) const {
-    log_->mark(static_cast<uint64_t>(static_cast<const uint8_t*>(data) - log_base_), length);
-  }
 
   Walk malformed(const char* cause) {
     cause_ = cause;
@@ -108,16 +82,11 @@ class DeviceRing {
   AddressCache cache_;
   const char* cause_ = nullptr;
   const DirtyLog* log_ = nullptr;
-  uint32_t pending_ = 0;
 
  private:
   static uint8_t* find(const RegionTable& table, const Area& area, std::string* error);
 
   const uint8_t* log_base_ = nullptr;
-  uint64_t log_limit_ = 0;
-  // Two pages for each packet of a burst, and what the used ring needs.
-  static constexpr uint32_t kPendingPages = 160;
-  uint64_t pending_pages_[kPendingPages];
   std::shared_ptr<const RegionTable> table_;
 };
 

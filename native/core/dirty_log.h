@@ -1,6 +1,5 @@
-// The dirty log: one bit for each 4096 bytes of the peer's file, set atomically after the page was written,
-// so that whoever takes a bit and then reads the page finds what was written (decision D7). Knows no address
-// space.
+// The dirty log: one bit for each 4096 bytes of the peer's file, set after the page was written, so that whoever
+// takes a bit and then reads the page finds what was written (decision D7). Knows no address space.
 #pragma once
 
 #include <algorithm>
@@ -22,9 +21,12 @@ constexpr bool is_logged(Written kind) { return static_cast<int>(kind) != VPCI_U
 
 class DirtyLog {
  public:
+  // How many threads set bits. Others may take bits away at any time, and do nothing else.
+  enum class Writers : uint8_t { kOne, kSeveral };
+
   // The bitmap is `bytes` bytes from `offset` of `mapping`. Returns nullptr and says why in `error`.
-  static std::shared_ptr<const DirtyLog> create(std::shared_ptr<Mapping> mapping, uint64_t offset,
-                                                uint64_t bytes, std::string* error) {
+  static std::shared_ptr<const DirtyLog> create(std::shared_ptr<Mapping> mapping, uint64_t offset, uint64_t bytes,
+                                                std::string* error, Writers writers = Writers::kSeveral) {
     const char* why = nullptr;
     if (!mapping)
       why = "dirty log has no mapping";
@@ -38,41 +40,74 @@ class DirtyLog {
       if (error) *error = why;
       return nullptr;
     }
-    return std::shared_ptr<const DirtyLog>(new DirtyLog(std::move(mapping), offset, bytes));
-  }
-
-  // Bytes [offset, offset + length) of the peer's file were written. Pages behind the bitmap's end have no
-  // bit.
-  void mark(uint64_t offset, uint64_t length) const {
-    if (length == 0) return;
-    uint64_t last = (offset + (length - 1)) >> kPageShift;
-    for (uint64_t page = offset >> kPageShift; page <= last && page < pages_; page++) set(page);
-  }
-
-  // These pages were written, and then came a full fence. Looking first spares a locked operation for each page
-  // that is still marked; that is sound behind the fence only: who takes the bit after our look reads the page
-  // after our writes.
-  void mark_fenced(const uint64_t* pages, uint32_t n) const {
-    for (uint32_t i = 0; i < n; i++) {
-      uint64_t page = pages[i];
-      if (page >= pages_) continue;
-      if (!(__atomic_load_n(bits_ + page / 8, __ATOMIC_RELAXED) >> page % 8 & 1)) set(page);
-    }
+    return std::shared_ptr<const DirtyLog>(new DirtyLog(std::move(mapping), offset, bytes, writers));
   }
 
   static constexpr unsigned kPageShift = 12;
 
+  // Logs what was written before: neighbouring pages, eight of which share a byte, together. Every bit is set when it
+  // has ended.
+  class Batch {
+   public:
+    explicit Batch(const DirtyLog& log) : bits_(log.bits_), pages_(log.pages_), one_(log.writers_ == Writers::kOne) {
+      // With several writers a bit is looked at before it is set, which is sound behind the fence only: who takes the
+      // bit after our look reads the page after our writes.
+      if (!one_) __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    }
+    ~Batch() { store(); }
+    Batch(const Batch&) = delete;
+    Batch& operator=(const Batch&) = delete;
+
+    // Bytes [offset, offset + length) of the peer's file, at least one. Pages behind the bitmap's end have no bit.
+    void add(uint64_t offset, uint64_t length) {
+      const uint64_t from = offset - from_, end = from + length;
+      if (__builtin_expect(from < kByteOf && end <= kByteOf, 1))
+        marks_ |= (2u << ((end - 1) >> kPageShift)) - (1u << (from >> kPageShift));
+      else
+        add_across(offset, length);
+    }
+
+   private:
+    static constexpr uint64_t kByteOf = 8ull << kPageShift;
+    void add_across(uint64_t offset, uint64_t length) {
+      const uint64_t last = std::min((offset + (length - 1)) >> kPageShift, pages_ - 1);
+      for (uint64_t page = offset >> kPageShift; page <= last; page++) {
+        if (page / 8 != from_ / kByteOf) {
+          store();
+          from_ = page / 8 * kByteOf;
+        }
+        marks_ |= 1u << page % 8;
+      }
+    }
+    void store() {
+      if (marks_ == 0) return;
+      uint8_t* const at = bits_ + from_ / kByteOf;
+      const uint8_t there = __atomic_load_n(at, __ATOMIC_RELAXED);
+      if (one_) {
+        // Stored whatever was there: a bit that was taken since the look comes back, none is missed, and the store comes
+        // after the writes that it tells of. So it needs neither a locked operation nor a fence.
+        __atomic_store_n(at, static_cast<uint8_t>(there | marks_), __ATOMIC_RELEASE);
+      } else if (marks_ & ~there) {
+        __atomic_fetch_or(at, static_cast<uint8_t>(marks_), __ATOMIC_ACQ_REL);
+      }
+      marks_ = 0;
+    }
+
+    uint8_t* const bits_;
+    const uint64_t pages_;
+    const bool one_;
+    uint64_t from_ = 0;   // bytes of the file
+    uint32_t marks_ = 0;  // of the pages from there on, not stored yet
+  };
+
  private:
-  DirtyLog(std::shared_ptr<Mapping> mapping, uint64_t offset, uint64_t bytes)
-      : mapping_(std::move(mapping)), bits_(mapping_->data() + offset), pages_(bytes * 8) {}
+  DirtyLog(std::shared_ptr<Mapping> mapping, uint64_t offset, uint64_t bytes, Writers writers)
+      : mapping_(std::move(mapping)), bits_(mapping_->data() + offset), pages_(bytes * 8), writers_(writers) {}
 
-  void set(uint64_t page) const {
-    __atomic_fetch_or(bits_ + page / 8, static_cast<uint8_t>(1u << page % 8), __ATOMIC_ACQ_REL);
-  }
-
-  std::shared_ptr<Mapping> mapping_;
-  uint8_t* bits_;
-  uint64_t pages_;
+  const std::shared_ptr<Mapping> mapping_;
+  uint8_t* const bits_;
+  const uint64_t pages_;
+  const Writers writers_;
 };
 
 // ORs 64 bits into `to`, the lowest at number `at`. Bits outside are dropped. Returns how many arrived.

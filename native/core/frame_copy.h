@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "packet.h"
@@ -59,7 +60,13 @@ class CopyList {
   // No more of them than a burst has packets.
   void add(uint8_t* to, const uint8_t* from, uint32_t bytes) { copies_[count_++] = {to, from, bytes}; }
   void run() {
+    run([](std::span<const Copy>) {});
+  }
+  // Calls done(copies) when they are.
+  template <class Done>
+  void run(Done&& done) {
     best_(copies_, count_);
+    done(std::span<const Copy>(copies_, count_));
     count_ = 0;
   }
 

@@ -78,13 +78,11 @@ void PackedDevice::write_used(const Chain& c) {
   for (uint32_t i = 1; i < c.length; i++) {
     const Position p = position_after(c.at, i, size_);
     store_relaxed16(&desc_[offset_of(p)].flags, flags_at(p));
-    log_used(offset_of(p));
   }
   const uint16_t written = c.used_length ? written_ : 0;
   // VIRTIO 1.3, 2.8.21: what was written to the buffer is visible before the flags are.
   store_release64(rest_at(desc_ + offset_of(c.at)),
                   rest_word(c.used_length, c.id, static_cast<uint16_t>(flags_at(c.at) | written)));
-  log_used(offset_of(c.at));
 }
 
 // `n` chains of which each is one descriptor and a request by itself: the usual case. False: something else came.
@@ -108,10 +106,18 @@ bool PackedDevice::write_used_singles(uint32_t n) {
   return true;
 }
 
+// The `n` descriptors from used_at_ on were written.
+void PackedDevice::log_used(uint32_t n) const {
+  const uint32_t first = offset_of(used_at_), to_end = std::min(n, size_ - first);
+  Marks marks(*this);
+  marks.add(Written::kUsed, desc_ + first, sizeof *desc_ * to_end);
+  if (n > to_end) marks.add(Written::kUsed, desc_, sizeof *desc_ * (n - to_end));
+}
+
+template <bool kLog>
 void PackedDevice::publish(uint32_t n) {
-  // Buffers that become visible are logged first.
-  if (log_) log_pending();
-  if (log_ || !write_used_singles(n)) {
+  if (n == 0) return;
+  if (!write_used_singles(n)) {
     for (uint32_t i = 0; i < n;) {
       // VIRTIO 1.3, 2.8.9: the first of several buffers of a request becomes visible last.
       const uint32_t together = std::min(n - i, chain(used_ + i).joined + 1u);
@@ -119,16 +125,19 @@ void PackedDevice::publish(uint32_t n) {
       i += together;
     }
   }
-  if (n == 0) return;
   const Chain& last = chain(used_ + n - 1);
   const Position end = position_after(last.at, last.length, size_);
   used_ = static_cast<uint16_t>(used_ + n);
   // A whole lap when the ends meet: n is not 0.
   uint32_t moved = distance(used_at_, end, size_);
+  if (kLog) log_used(moved);
   used_at_ = end;
   outstanding_ -= moved;
   unsignalled_ += moved;
 }
+
+template void PackedDevice::publish<false>(uint32_t);
+template void PackedDevice::publish<true>(uint32_t);
 
 bool PackedDevice::needs_signal() {
   if (signal_settled()) return false;
@@ -136,8 +145,6 @@ bool PackedDevice::needs_signal() {
   unsignalled_ = 0;
   // The flags of what was used must be visible before the driver's wish is read.
   full_fence();
-  log_fenced();
-  if (moved == 0) return false;
   // The first time nobody knows what was signalled by whoever served the ring before.
   const bool valid = signal_valid_;
   signal_valid_ = true;
@@ -155,7 +162,7 @@ bool PackedDevice::needs_signal() {
 
 void PackedDevice::write_event(uint32_t word) {
   store_release32(device_event_, word);
-  if (log_ && is_logged(Written::kEvent)) mark_now(device_event_, sizeof word);
+  if (log_) Marks(*this).add(Written::kEvent, device_event_, sizeof word);
 }
 
 bool PackedDevice::request_kicks(Position from) {

@@ -49,14 +49,15 @@ class PackedDevice : public DeviceRing {
   void put_used(uint32_t ahead, uint32_t, uint32_t length) { chain(used_ + ahead).used_length = length; }
   // The `n` chains from `ahead` on are one request (VIRTIO 1.3, 2.8.9).
   void join(uint32_t ahead, uint32_t n) { chain(used_ + ahead).joined = static_cast<uint16_t>(n - 1); }
+  template <bool kLog = false>
   void publish(uint32_t n);
-  void mark_used(uint32_t, uint32_t) {}  // nothing is written before publish
+  void mark_used(uint32_t, uint32_t) const {}  // nothing is written before publish
 
   // -- notifications ----------------------------------------------------------------------------------------
   // True when the driver wants to hear of what was published since the last call (VIRTIO 1.3, 2.8.10).
   bool needs_signal();
-  // Nothing was published since needs_signal, and nothing waits to be logged.
-  bool signal_settled() const { return unsignalled_ == 0 && pending_ == 0; }
+  // Nothing was published since needs_signal.
+  bool signal_settled() const { return unsignalled_ == 0; }
   void suppress_kicks() {
     if (kicks_ == Kicks::kSuppressed) return;
     kicks_ = Kicks::kSuppressed;
@@ -79,10 +80,7 @@ class PackedDevice : public DeviceRing {
   bool measure(Chain* chain, PackedRest rest, uint32_t room) const;
   void write_used(const Chain& chain);
   bool write_used_singles(uint32_t n);
-  void log_used(uint32_t offset) {
-    if (log_ && is_logged(Written::kUsed))
-      mark_later(reinterpret_cast<const uint8_t*>(desc_ + offset), sizeof *desc_);
-  }
+  void log_used(uint32_t n) const;
   void write_event(uint32_t word);
   template <class Visit>
   Walk walk_indirect(const VirtqDesc& table, Visit&& visit);

@@ -187,7 +187,7 @@ void PeerRings<Ring>::complete(uint32_t entries) {
   Ring& ring = transmit_.ring;
   for (uint32_t i = 0; i < entries; i++) ring.put_used(i, taken_[taken_begin_ + i].head, 0);
   taken_begin_ += entries;
-  ring.publish(entries);
+  log_ ? ring.template publish<true>(entries) : ring.template publish<false>(entries);
   transmit_.position.store(ring.used_idx(), std::memory_order_release);
 }
 

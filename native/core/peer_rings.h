@@ -93,6 +93,10 @@ class PeerRings final : public PeerQueue {
   Sent send_chains(const Burst& burst, const Packet& packet, NetHeader header, uint32_t* used);
   template <bool kLog>
   void write_pieces(const Burst& burst, const Packet& packet, const NetHeader& header);
+  template <bool kLog>
+  void run_copies();
+  template <bool kLog>
+  bool publish_sent(uint32_t used);
 
   std::shared_ptr<const RegionTable> table_;
   std::shared_ptr<const DirtyLog> log_;

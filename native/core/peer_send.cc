@@ -80,11 +80,8 @@ uint32_t PeerRings<Ring>::send_burst(const Burst& burst) {
       else
         store16(slot.data + 8, static_cast<uint16_t>(words.high));
       copies_.add(slot.data + header_bytes, packet->first.data, packet->length);
-      // The memory of `replaced` is used again at once. A page is logged after it was written and before the used index
-      // that publishes it: marks wait for the publish, which comes after the copies, and a burst with more pages than
-      // can wait does its copies earlier.
-      if (__builtin_expect(packet == &replaced || (kLog && !ring.can_mark(need)), 0)) copies_.run();
-      if (kLog) ring.mark(slot.data, need);
+      // The memory of `replaced` is used again at once.
+      if (__builtin_expect(packet == &replaced, 0)) run_copies<kLog>();
       ring.put_used(used++, slot.head, need);
       ring.advance(1);
       receive_.next++;
@@ -100,16 +97,12 @@ uint32_t PeerRings<Ring>::send_burst(const Burst& burst) {
     bytes += packet->length;
     taken++;
     if (__builtin_expect(used > kPublishEvery, 0)) {
-      copies_.run();
-      if (memory_vanished()) return taken;
-      ring.publish(used);
+      if (!publish_sent<kLog>(used)) return taken;
       used = 0;
     }
   }
 
-  copies_.run();
-  if (memory_vanished()) return taken;
-  ring.publish(used);
+  if (!publish_sent<kLog>(used)) return taken;
   receive_.position.store(ring.used_idx(), std::memory_order_release);
   const uint32_t known = ring.ahead(Burst::kMax);
   send_stats.fill.set(known);
@@ -122,6 +115,28 @@ uint32_t PeerRings<Ring>::send_burst(const Burst& burst) {
   return taken;
 }
 
+// A page is logged after it was written and before the used index that publishes it.
+template <class Ring>
+template <bool kLog>
+void PeerRings<Ring>::run_copies() {
+  copies_.run([this](std::span<const CopyList::Copy> copies) {
+    if (!kLog || copies.empty()) return;
+    typename Ring::Marks marks(receive_.ring);
+    const uint32_t header_bytes = header_bytes_;
+    for (const CopyList::Copy& c : copies) marks.add(Written::kBuffer, c.to - header_bytes, header_bytes + c.bytes);
+  });
+}
+
+// The driver sees `used` elements from here on. False: the memory went away.
+template <class Ring>
+template <bool kLog>
+bool PeerRings<Ring>::publish_sent(uint32_t used) {
+  run_copies<kLog>();
+  if (memory_vanished()) return false;
+  receive_.ring.template publish<kLog>(used);
+  return true;
+}
+
 // Collects as many receive chains as the packet needs, or leaves the ring as it was. `used` elements are
 // written and not published.
 template <class Ring>
@@ -131,8 +146,6 @@ typename PeerRings<Ring>::Sent PeerRings<Ring>::send_chains(const Burst& burst, 
   Ring& ring = receive_.ring;
   // What was looked at ahead is looked at anew after this packet.
   receive_.forget();
-  // Marks from here on may be more than can wait.
-  if (kLog) copies_.run();
   const uint64_t need = static_cast<uint64_t>(header_bytes_) + packet.length;
   uint64_t got = 0, last_length = 0;
   uint32_t chains = 0;
@@ -203,14 +216,12 @@ typename PeerRings<Ring>::Sent PeerRings<Ring>::send_chains(const Burst& burst, 
 template <class Ring>
 template <bool kLog>
 void PeerRings<Ring>::write_pieces(const Burst& burst, const Packet& packet, const NetHeader& header) {
-  Ring& ring = receive_.ring;
   uint32_t index = 0, at = 0;
   auto put = [&](const uint8_t* from, uint32_t length) {
     while (length) {
       const Segment& piece = pieces_[index];
       uint32_t part = std::min(length, piece.length - at);
       copy_bytes(piece.data + at, from, part);
-      if (kLog) ring.mark(piece.data + at, part);
       from += part;
       length -= part;
       at += part;
@@ -226,6 +237,10 @@ void PeerRings<Ring>::write_pieces(const Burst& burst, const Packet& packet, con
     const Segment& s = burst.extra[packet.more + i - 1];
     put(s.data, s.length);
   }
+  if (!kLog) return;
+  typename Ring::Marks marks(receive_.ring);
+  for (uint32_t i = 0; i < index; i++) marks.add(Written::kBuffer, pieces_[i].data, pieces_[i].length);
+  if (at != 0) marks.add(Written::kBuffer, pieces_[index].data, at);
 }
 
 template uint32_t PeerRings<SplitDevice>::send(const Burst&);

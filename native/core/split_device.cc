@@ -42,30 +42,30 @@ uint32_t SplitDevice::look() {
 
 void SplitDevice::write16(uint16_t* to, uint16_t value) {
   store_relaxed16(to, value);
-  if (log_ && is_logged(Written::kEvent)) mark_now(to, sizeof *to);
+  if (log_) Marks(*this).add(Written::kEvent, to, sizeof *to);
 }
 
-void SplitDevice::mark_used(uint32_t ahead, uint32_t n) {
-  if (!is_logged(Written::kUsed)) return;
-  uint32_t first = (used_idx_ + ahead) & mask_, to_end = std::min(n, size_ - first);
-  mark_later(reinterpret_cast<uint8_t*>(&used_->ring[first]), 8ull * to_end);
-  mark_later(reinterpret_cast<uint8_t*>(&used_->ring[0]), 8ull * (n - to_end));
+void SplitDevice::mark_used(uint32_t ahead, uint32_t n) const {
+  const uint32_t first = (used_idx_ + ahead) & mask_, to_end = std::min(n, size_ - first);
+  Marks marks(*this);
+  marks.add(Written::kUsed, &used_->ring[first], 8ull * to_end);
+  if (n > to_end) marks.add(Written::kUsed, &used_->ring[0], 8ull * (n - to_end));
 }
 
+template <bool kLog>
 void SplitDevice::publish(uint32_t n) {
-  // Everything that the index makes visible is logged first, and what it does not is logged as well.
-  if (log_) {
-    mark_used(0, n);
-    log_pending();
-  }
   if (n == 0) return;
+  // Everything that the index makes visible is logged first.
+  if (kLog) mark_used(0, n);
   used_idx_ = static_cast<uint16_t>(used_idx_ + n);
   // VIRTIO 1.3, 2.7.8.2: elements and buffers are visible before the index.
   store_release16(&used_->idx, used_idx_);
   published_ = used_idx_;
-  if (log_ && is_logged(Written::kUsed))
-    mark_later(reinterpret_cast<const uint8_t*>(&used_->idx), sizeof used_->idx);
+  if (kLog) Marks(*this).add(Written::kUsed, &used_->idx, sizeof used_->idx);
 }
+
+template void SplitDevice::publish<false>(uint32_t);
+template void SplitDevice::publish<true>(uint32_t);
 
 bool SplitDevice::needs_signal() {
   uint16_t before = signalled_;
@@ -75,7 +75,6 @@ bool SplitDevice::needs_signal() {
   signal_valid_ = true;
   // VIRTIO 1.3, 2.7.7.2: the index must be visible before the driver's wish is read.
   full_fence();
-  log_fenced();
   if (!event_idx_) return !(load_relaxed16(&avail_->flags) & kAvailNoInterrupt);
   // The first time nobody knows what was signalled by whoever served the ring before.
   return !valid || need_event(load_relaxed16(used_event()), used_idx_, before);

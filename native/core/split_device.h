@@ -53,13 +53,17 @@ class SplitDevice : public DeviceRing {
     store64(&used_->ring[(used_idx_ + ahead) & mask_], id | static_cast<uint64_t>(length) << 32);
   }
   void join(uint32_t, uint32_t) {}  // all elements become visible with the index
+  // kLog: there is a log. It has the buffers already.
+  template <bool kLog = false>
   void publish(uint32_t n);
+  // Logs `n` elements from the one `ahead` behind the used index on. For those that are not going to be published.
+  void mark_used(uint32_t ahead, uint32_t n) const;
 
   // -- notifications ----------------------------------------------------------------------------------------
   // True when the driver wants to hear of what was published since the last call (VIRTIO 1.3, 2.7.7.2).
   bool needs_signal();
-  // Nothing was published since needs_signal, and nothing waits to be logged.
-  bool signal_settled() const { return signalled_ == used_idx_ && pending_ == 0; }
+  // Nothing was published since needs_signal.
+  bool signal_settled() const { return signalled_ == used_idx_; }
   // Asks the driver not to kick. Cheap when that is so already: to be called once a burst.
   void suppress_kicks() {
     if (kicks_ == Kicks::kSuppressed && static_cast<uint16_t>(next_avail_ - event_) <= kEventLag) return;
@@ -67,10 +71,6 @@ class SplitDevice : public DeviceRing {
   }
   // Asks for a kick when the available index goes beyond `from`. False: it has, and no kick will tell.
   bool request_kicks(uint16_t from);
-
-  // `n` elements from the one `ahead` behind the used index on were written. For those that are not going to
-  // be published; publish itself marks the others.
-  void mark_used(uint32_t ahead, uint32_t n);
 
  private:
   enum class Kicks : uint8_t { kUnknown, kSuppressed, kWanted };

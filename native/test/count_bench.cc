@@ -71,7 +71,7 @@ int main(int argc, char** argv) {
   if (has("packed")) packed = std::make_unique<PackedPeer>(features, bytes, path != "source");
   const std::shared_ptr<PeerQueue> peer = packed ? packed->queue : pair.peer;
   Memory bitmap(1 << 20, 0);
-  if (has("log")) peer->set_dirty_log(DirtyLog::create(bitmap.mapping, 0, 1 << 20, nullptr));
+  if (has("log")) peer->set_dirty_log(DirtyLog::create(bitmap.mapping, 0, 1 << 20, nullptr, DirtyLog::Writers::kOne));
   SourceQueue::Options frames;
   frames.bytes = bytes;
   const std::shared_ptr<PortQueue> source = SourceQueue::create(frames);

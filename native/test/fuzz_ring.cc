@@ -191,7 +191,9 @@ void run(const uint8_t* data, size_t size) {
         q->set_enabled(op & 16, op & 32);
         break;
       case 13:
-        q->set_dirty_log(op & 16 ? DirtyLog::create(log_memory.mapping, 0, 1 + op, &error) : nullptr);
+        q->set_dirty_log(op & 16 ? DirtyLog::create(log_memory.mapping, 0, 1 + op, &error,
+                                                    op & 32 ? DirtyLog::Writers::kOne : DirtyLog::Writers::kSeveral)
+                                 : nullptr);
         break;
       case 14: {
         if (device->pop(&head, &message, &writable) == ControlDevice::Pop::kChain && (op & 16))

@@ -2,7 +2,9 @@
 #include <sys/eventfd.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <csignal>
+#include <thread>
 
 #include "../core/address_cache.h"
 #include "../core/dirty_log.h"
@@ -168,11 +170,13 @@ TEST("marking sets exactly the pages of the range and nothing behind the bitmap"
   Memory m(8192);
   std::string error;
   auto log = DirtyLog::create(m.mapping, 16, 4, &error);
-  log->mark(4095, 2);
-  log->mark(4096 * 9, 4096);
-  log->mark(4096 * 31 + 5, 1 << 20);
-  log->mark(UINT64_MAX - 5, 6);
-  log->mark(0, 0);
+  {
+    DirtyLog::Batch batch(*log);
+    batch.add(4095, 2);
+    batch.add(4096 * 9, 4096);
+    batch.add(4096 * 31 + 5, 1 << 20);
+    batch.add(UINT64_MAX - 5, 6);
+  }
   const uint8_t* b = m.mapping->data();
   CHECK_EQ(b[16], 3);
   CHECK_EQ(b[17], 2);
@@ -184,6 +188,58 @@ TEST("marking sets exactly the pages of the range and nothing behind the bitmap"
   CHECK(!DirtyLog::create(m.mapping, UINT64_MAX, 2, &error));
   CHECK(!DirtyLog::create(m.mapping, 0, 0, &error));
   CHECK(!DirtyLog::create(nullptr, 0, 1, &error));
+}
+
+TEST("a batch sets the bits of a model, whoever else writes, and leaves what was there") {
+  check::Random r(17);
+  for (int round = 0; round < 2000; round++) {
+    const uint64_t bytes = 1 + r.below(12), offset = r.below(9);
+    Memory m(4096);
+    uint8_t* const b = m.mapping->data();
+    std::vector<uint8_t> expected(4096);
+    for (uint64_t i = 0; i < bytes; i++) b[offset + i] = expected[offset + i] = static_cast<uint8_t>(r.below(2) ? r.next() : 0);
+    const auto log = DirtyLog::create(m.mapping, offset, bytes, nullptr,
+                                      r.below(2) ? DirtyLog::Writers::kOne : DirtyLog::Writers::kSeveral);
+    for (uint64_t batches = r.below(3); batches > 0; batches--) {
+      DirtyLog::Batch batch(*log);
+      for (uint64_t adds = r.below(20); adds > 0; adds--) {
+        const uint64_t at = r.below((bytes + 1) * 8 * 4096), length = 1 + r.below(r.below(4) ? 5000 : 100000);
+        batch.add(at, length);
+        for (uint64_t page = at / 4096; page <= (at + length - 1) / 4096 && page < bytes * 8; page++)
+          expected[offset + page / 8] |= static_cast<uint8_t>(1u << page % 8);
+      }
+    }
+    CHECK(std::memcmp(b, expected.data(), 4096) == 0);
+  }
+}
+
+TEST("who takes a bit finds what was written before it, from one writer and from three whose pages share a byte") {
+  for (const uint32_t writers : {1u, 3u}) {
+    Memory m(4096);
+    uint8_t* const bits = m.mapping->data();
+    const auto log = DirtyLog::create(m.mapping, 0, 1, nullptr,
+                                      writers == 1 ? DirtyLog::Writers::kOne : DirtyLog::Writers::kSeveral);
+    constexpr uint32_t kWrites = 30000;
+    std::atomic<uint32_t> pages[3] = {}, going = writers;
+    std::vector<std::thread> threads;
+    for (uint32_t k = 0; k < writers; k++)
+      threads.emplace_back([&, k] {
+        for (uint32_t i = 1; i <= kWrites; i++) {
+          pages[k].store(i, std::memory_order_relaxed);
+          DirtyLog::Batch(*log).add(4096 * k, 1);
+        }
+        going--;
+      });
+    uint32_t copies[3] = {};
+    for (bool last = false; !last;) {
+      last = going == 0;
+      const uint8_t taken = __atomic_exchange_n(bits, uint8_t{0}, __ATOMIC_SEQ_CST);
+      for (uint32_t k = 0; k < writers; k++)
+        if (taken >> k & 1) copies[k] = pages[k].load(std::memory_order_relaxed);
+    }
+    for (std::thread& t : threads) t.join();
+    for (uint32_t k = 0; k < writers; k++) CHECK_EQ(copies[k], kWrites);
+  }
 }
 
 TEST("a doorbell is rung before the eventfd, which follows only when the device sleeps") {

@@ -315,7 +315,8 @@ class Migrator {
  public:
   Migrator() : bitmap_(8192, 0), log_((kHigh + kHighBytes) / kPage / 8 + 1), dirty_(kFileBytes / kPage, true) {
     std::string error;
-    driver_log = DirtyLog::create(bitmap_.mapping, 0, (kFileBytes / kPage + 7) / 8, &error);
+    for (const auto writers : {DirtyLog::Writers::kOne, DirtyLog::Writers::kSeveral})
+      driver_logs.push_back(DirtyLog::create(bitmap_.mapping, 0, (kFileBytes / kPage + 7) / 8, &error, writers));
   }
 
   // Moves the driver's bits to QEMU's log, takes them from there, copies what they say.
@@ -339,7 +340,8 @@ class Migrator {
     return n;
   }
 
-  std::shared_ptr<const DirtyLog> driver_log;
+  // The same bitmap, written in either way.
+  std::vector<std::shared_ptr<const DirtyLog>> driver_logs;
   uint64_t copied = 0;
 
  private:
@@ -387,7 +389,8 @@ void run(Worker::Mode mode, uint32_t bytes, int rounds, uint64_t seed) {
     CHECK(guest.received >= in);
     CHECK(guest.sent >= out);
 
-    receiver.set_log(migrator.driver_log);
+    const auto log = migrator.driver_logs[random.below(2)];
+    receiver.set_log(log);
     migrator.all_dirty();
     for (uint64_t passes = 1 + random.below(4); passes > 0; passes--) {
       migrator.pass(*here, *there, guest.written);
@@ -400,7 +403,7 @@ void run(Worker::Mode mode, uint32_t bytes, int rounds, uint64_t seed) {
     if (random.below(4) == 0) {  // the peer's front-end came back in the middle: the log is on from the start
       receiver.detach();
       const uint16_t transmit = receiver.queue->next_avail(true), receive = receiver.queue->next_avail(false);
-      receiver.attach(*here, guest, transmit, receive, migrator.driver_log);
+      receiver.attach(*here, guest, transmit, receive, log);
       migrator.pass(*here, *there, guest.written);
       pause_us(random.below(1000));
     }

@@ -188,7 +188,8 @@ TEST("packed: the dirty log has exactly the pages that were written") {
     std::string error;
     auto q = PeerQueue::create(o, &error);
     Memory log_memory(4096);
-    q->set_dirty_log(DirtyLog::create(log_memory.mapping, 0, (4 << 20) / 4096 / 8, &error));
+    q->set_dirty_log(DirtyLog::create(log_memory.mapping, 0, (4 << 20) / 4096 / 8, &error,
+                                      r.below(2) ? DirtyLog::Writers::kOne : DirtyLog::Writers::kSeveral));
     const uint64_t data = kBase + 0x80000;
     std::memset(m.at(data), 0xa5, 0x300000);  // so that a written zero is a change
     uint64_t at = data;

@@ -1,5 +1,4 @@
-// What a peer queue logs of what it writes, and when: after the write, before the used index that publishes it, and
-// nothing later than the next flush or change of the log.
+// What a peer queue logs of what it writes, and when: after the write, before the used index that publishes it.
 #include <csignal>
 
 #include "peer_fixture.h"
@@ -32,7 +31,7 @@ bool marked(const Memory& log, const void* at, const Memory& memory) {
 
 }  // namespace
 
-TEST("pages are logged after the copies and before the used index, also when more of them are written than can wait") {
+TEST("pages are logged after the copies and before the used index") {
   Peer p(kAllFeatures);
   p.q->disarm(true);  // kicks are not wanted already: that is a write too
   Memory log(4096);
@@ -68,8 +67,8 @@ TEST("pages are logged after the copies and before the used index, also when mor
   p.q->set_dirty_log(nullptr);
 }
 
-TEST("the page of the used index is logged by the next flush, or in the old log when there is another") {
-  for (const bool flushed : {true, false}) {
+TEST("the page of the used index is logged when the index was written, and in the log of that time") {
+  for (const auto writers : {DirtyLog::Writers::kOne, DirtyLog::Writers::kSeveral}) {
     // Elements from 512 on are in other pages than the index.
     Peer p(kAllFeatures, 1024);
     Frames frames;
@@ -80,18 +79,16 @@ TEST("the page of the used index is logged by the next flush, or in the old log 
     }
     p.q->flush();
     Memory log(4096), other(4096);
-    p.q->set_dirty_log(DirtyLog::create(log.mapping, 0, kBytes / 4096 / 8, nullptr));
+    p.q->set_dirty_log(DirtyLog::create(log.mapping, 0, kBytes / 4096 / 8, nullptr, writers));
     p.buffer(0, 2048);
     frames.burst.end = 1;
     CHECK_EQ(p.q->send(frames.burst), 1);
     CHECK_EQ(p.rx.used().idx, 601);
     CHECK(marked(log, p.m.at(kData), p.m));
     CHECK(marked(log, &p.rx.used().ring[600], p.m));
-    if (flushed)
-      p.q->flush();
-    else
-      p.q->set_dirty_log(DirtyLog::create(other.mapping, 0, kBytes / 4096 / 8, nullptr));
     CHECK(marked(log, &p.rx.used().idx, p.m));
+    p.q->set_dirty_log(DirtyLog::create(other.mapping, 0, kBytes / 4096 / 8, nullptr, writers));
+    p.q->flush();
     CHECK(!marked(other, &p.rx.used().idx, p.m));
     p.q->set_dirty_log(nullptr);
   }
@@ -104,7 +101,8 @@ TEST("the dirty log has exactly the pages that were written, in every mode") {
     Peer p(features, 16);
     Memory log_memory(4096);
     std::string error;
-    auto log = DirtyLog::create(log_memory.mapping, 0, kBytes / 4096 / 8, &error);
+    auto log = DirtyLog::create(log_memory.mapping, 0, kBytes / 4096 / 8, &error,
+                                r.below(2) ? DirtyLog::Writers::kOne : DirtyLog::Writers::kSeveral);
     std::memset(p.m.at(kData), 0xa5, 0x100000);  // so that a written zero is a change
     p.q->set_dirty_log(log);
     for (uint16_t i = 0; i < 16; i++) {

@@ -342,12 +342,14 @@ export interface Worker {
 
 /**
  * Bitmap of written pages of 4096 bytes: bit n covers bytes from 4096·n of the address space's single file, in
- * the order of VHOST_USER_SET_LOG_BASE (`log[n / 8] |= 1 << (n % 8)`), set by atomic OR.
+ * the order of VHOST_USER_SET_LOG_BASE (`log[n / 8] |= 1 << (n % 8)`).
  */
 export interface DirtyLog {
   readonly mapping: Mapping;
   readonly offset: number;
   readonly bytes: number;
+  /** No other worker sets bits of this bitmap: then it takes neither locked operations nor fences. Default: false. */
+  readonly alone?: boolean;
 }
 
 /** A thread that forwards eventfd signals and doorbell words; sleeps without a wake-up while nothing happens. */

@@ -56,7 +56,10 @@ export class Attachment implements PeerAttachment {
 
   /** Resolves when every later write of every pair is logged (or, without a log, when none is any more). */
   async setDirtyLog(log: DirtyLog | undefined): Promise<void> {
-    await Promise.all(this.#pairs.map(({ worker, queue }) => worker.setDirtyLog(queue, log)));
+    const alone = new Set(this.#pairs.map(({ worker }) => worker)).size === 1;
+    await Promise.all(
+      this.#pairs.map(({ worker, queue }) => worker.setDirtyLog(queue, log && { ...log, alone })),
+    );
   }
 
   /** `enabled(ring)` is asked for each ring by the peer's virtqueue index. */

@@ -94,7 +94,9 @@ export class Bridge {
   }
 
   async #logAll(peer: Peer, log: DirtyLog | undefined): Promise<void> {
-    for (const { queue } of peer.pairs) await this.#workerOf(queue).setDirtyLog(queue, log);
+    const alone = this.#workers.length === 1;
+    for (const { queue } of peer.pairs)
+      await this.#workerOf(queue).setDirtyLog(queue, log && { ...log, alone });
   }
 
   async #rewireAll(peer: Peer, signals: (ring: number) => RingSignals): Promise<void> {
