@@ -38,8 +38,8 @@ uint32_t DriverQueue::send(const Burst& burst) {
   if (free < total) free = collect_sent(total);
   for (uint32_t i = 0, n = std::min(free, total); i < n; i++) {
     uint8_t* data = buffer(transmit_, free_[(free_head_ + i) & mask]);
-    __builtin_prefetch(data, 1);
-    __builtin_prefetch(data + 64, 1);
+    prefetch_for_write(data);
+    prefetch_for_write(data + 64);
   }
 
   uint32_t taken = 0, packets = 0;

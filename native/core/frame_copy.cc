@@ -2,6 +2,8 @@
 // architecture.
 #include "frame_copy.h"
 
+#include <algorithm>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define VPCI_TARGET(isa) __attribute__((target(isa)))
@@ -13,6 +15,9 @@ namespace {
 
 // Beyond this the C library's ways are better.
 constexpr uint32_t kLong = 8192;
+// Beyond this the lines of a frame far ahead are asked for while one is copied: the CPU itself looks no further than
+// the end of a frame, and a line of another CPU takes longer than a frame.
+constexpr uint32_t kManyLines = 256, kAhead = 2;
 
 void run_portable(const CopyList::Copy* copies, uint32_t n) {
   for (uint32_t i = 0; i < n; i++) copy_bytes(copies[i].to, copies[i].from, copies[i].bytes);
@@ -31,7 +36,17 @@ VPCI_TARGET("avx2") void run_avx2(const CopyList::Copy* copies, uint32_t n) {
       copy_bytes(c.to, c.from, c.bytes);
       continue;
     }
-    for (uint32_t at = 0; at + 32 < c.bytes; at += 32) move32(c.to + at, c.from + at);
+    uint32_t at = 0;
+    if (c.bytes > kManyLines && i + kAhead < n) {
+      const CopyList::Copy ahead = copies[i + kAhead];
+      for (const uint32_t end = std::min(c.bytes - 64, ahead.bytes); at < end; at += 64) {
+        __builtin_prefetch(ahead.from + at);
+        prefetch_for_write(ahead.to + at);
+        move32(c.to + at, c.from + at);
+        move32(c.to + at + 32, c.from + at + 32);
+      }
+    }
+    for (; at + 32 < c.bytes; at += 32) move32(c.to + at, c.from + at);
     move32(c.to + c.bytes - 32, c.from + c.bytes - 32);
   }
 }

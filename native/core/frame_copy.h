@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "packet.h"
+#include "prefetch.h"
 
 namespace vpci {
 

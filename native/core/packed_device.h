@@ -34,7 +34,9 @@ class PackedDevice : public DeviceRing {
   uint32_t ahead(uint32_t wanted) { return available(wanted); }
   uint16_t head(uint32_t ahead) const { return static_cast<uint16_t>(next_ + ahead); }
   bool valid_head(uint16_t head) const { return chain(head).length != 0; }
-  void prefetch(uint16_t) const {}  // neighbours, which the CPU fetches by itself
+  // Neighbours, which the CPU fetches by itself, and which are written where they were read.
+  void prefetch(uint16_t) const {}
+  void prefetch_used(uint32_t) const {}
   // The first descriptor of a chain with a valid head.
   VirtqDesc first(uint16_t head) const { return fetch(offset_of(chain(head).at)); }
   void advance(uint32_t n) { next_ = static_cast<uint16_t>(next_ + n); }

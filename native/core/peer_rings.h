@@ -140,6 +140,7 @@ void PeerRings<Ring>::stage(uint32_t known) {
     }
     side.slot(i).head = head;
     ring.prefetch(head);
+    ring.prefetch_used(i - side.next);
   }
   AddressCache& addresses = ring.addresses();
   constexpr uint16_t kPlain = kTransmit ? 0 : kDescWrite;
@@ -151,8 +152,13 @@ void PeerRings<Ring>::stage(uint32_t known) {
     if (__builtin_expect((d.flags & (kDescNext | kDescWrite | kDescIndirect)) == kPlain && d.len > 0, 1))
       slot.data = addresses.translate(d.addr, d.len);
     if (slot.data) {
-      __builtin_prefetch(slot.data, !kTransmit);
-      __builtin_prefetch(slot.data + 64, !kTransmit);
+      if (kTransmit) {
+        __builtin_prefetch(slot.data);
+        __builtin_prefetch(slot.data + 64);
+      } else {
+        prefetch_for_write(slot.data);
+        prefetch_for_write(slot.data + 64);
+      }
     }
   }
   side.end = to;

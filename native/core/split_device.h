@@ -8,6 +8,7 @@
 #include <string>
 
 #include "device_ring.h"
+#include "prefetch.h"
 
 namespace vpci {
 
@@ -36,6 +37,11 @@ class SplitDevice : public DeviceRing {
   uint16_t head(uint32_t ahead) const { return load_once16(&avail_->ring[(next_avail_ + ahead) & mask_]); }
   bool valid_head(uint16_t head) const { return head < size_; }
   void prefetch(uint16_t head) const { __builtin_prefetch(desc_ + head); }
+  // Where the chain `ahead` behind next_avail will be given back: chains go back in order.
+  void prefetch_used(uint32_t ahead) const {
+    const uint32_t at = (next_avail_ + ahead) & mask_;
+    if (at % (64 / sizeof(VirtqUsedElem)) == 0) prefetch_for_write(&used_->ring[at]);
+  }
   // The first descriptor of a chain with a valid head.
   VirtqDesc first(uint16_t head) const { return fetch_desc(desc_ + head); }
   void advance(uint32_t n) { next_avail_ = static_cast<uint16_t>(next_avail_ + n); }

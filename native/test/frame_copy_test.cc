@@ -49,6 +49,25 @@ TEST("every way copies long frames") {
       compare(way, bytes, 12, 3, source);
 }
 
+TEST("every way copies lists of frames of any lengths") {
+  const std::vector<uint8_t> source = noise();
+  check::Random r(3);
+  constexpr uint32_t kSlot = 2048, kList = 8;
+  for (CopyList::Way way : CopyList::ways())
+    for (int round = 0; round < 300; round++) {
+      const uint32_t n = static_cast<uint32_t>(r.below(kList + 1));
+      std::vector<uint8_t> to(kList * kSlot, 0xee), expected = to;
+      CopyList::Copy copies[kList];
+      for (uint32_t i = 0; i < n; i++) {
+        const uint32_t bytes = static_cast<uint32_t>(r.below(r.below(2) ? 1600 : 300)), at = i * kSlot + static_cast<uint32_t>(r.below(300));
+        copies[i] = {to.data() + at, source.data() + r.below(kRoom - bytes), bytes};
+        std::copy(copies[i].from, copies[i].from + bytes, expected.begin() + at);
+      }
+      way(copies, n);
+      CHECK(to == expected);
+    }
+}
+
 TEST("a list copies a whole burst in order and is empty afterwards") {
   const std::vector<uint8_t> source = noise();
   CopyList list;

@@ -10,7 +10,7 @@ import type { Labels } from './report.js';
 import type { Comparison } from './samples.js';
 import { dirtyLogging, manyPeers } from './scale.js';
 import { callback, DIRECTIONS, type Direction, ours } from './systems.js';
-import { tcp, tcpAvailable } from './tcp.js';
+import { iperf3, tcp } from './tcp.js';
 import { reserveHugepages } from './testpmd.js';
 import { againstDpdk, compareSystems, type Effort } from './throughput.js';
 
@@ -139,8 +139,8 @@ export const SECTIONS = {
     title: 'TCP, TAP to TAP, against a veth pair',
     quick: false,
     run: async ({ distance, quick, effort }, tell) => {
-      const available = tcpAvailable();
-      if ('missing' in available) throw new Error(available.missing);
+      const iperf = iperf3();
+      if ('missing' in iperf) throw new Error(iperf.missing);
       tell(
         {
           name: 'one stream',
@@ -149,7 +149,7 @@ export const SECTIONS = {
           scale: GIGA,
           target: { atLeast: 0.8 },
         },
-        await tcp(distance, quick ? 1 : 3, effort.pairs),
+        await tcp(iperf.ok, distance, quick ? 1 : 3, effort.pairs),
       );
     },
   },

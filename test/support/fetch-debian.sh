@@ -1,7 +1,7 @@
 #!/bin/bash
 # Unpacks Debian packages into a cache folder and prints where. Installs nothing, changes nothing on the host.
 #
-#   fetch-debian.sh qemu | kernel | busybox | dpdk
+#   fetch-debian.sh qemu | kernel | busybox | dpdk | iperf3
 #
 # Each set is a folder NAME of $VHOST_PCI_CACHE (default: .cache at the top of the checkout). apt runs with a
 # configuration of its own: private state and cache, an empty status file, and trixie + trixie-backports at the
@@ -11,7 +11,7 @@
 set -euo pipefail
 
 readonly release=trixie
-readonly set_name=${1:?usage: fetch-debian.sh qemu|kernel|busybox|dpdk}
+readonly set_name=${1:?usage: fetch-debian.sh qemu|kernel|busybox|dpdk|iperf3}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${VHOST_PCI_CACHE:-$here/../../.cache}
 mkdir -p "$cache"
@@ -29,6 +29,7 @@ case $set_name in
   kernel) packages='linux-image-cloud-amd64' with_dependencies=0 suite=$release ;;
   busybox) packages='busybox-static' with_dependencies=0 suite=$release ;;
   dpdk) packages='dpdk-dev' with_dependencies=1 suite=$release ;;
+  iperf3) packages='iperf3' with_dependencies=1 suite=$release ;;
   *) unavailable "no package set named $set_name" ;;
 esac
 

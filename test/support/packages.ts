@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { checkout } from './process.js';
 import type { Availability } from './scope.js';
 
-export type PackageSet = 'qemu' | 'kernel' | 'busybox' | 'dpdk';
+export type PackageSet = 'qemu' | 'kernel' | 'busybox' | 'dpdk' | 'iperf3';
 
 /** The folder that a script prints, or the reason (its last line on stderr) why it cannot. */
 export function runScript(path: string, args: readonly string[], ms: number): Availability<string[]> {
