@@ -21,7 +21,7 @@ constexpr bool is_logged(Written kind) { return static_cast<int>(kind) != VPCI_U
 
 class DirtyLog {
  public:
-  // How many threads set bits. Others may take bits away at any time, and do nothing else.
+  // How many threads set bits. Others may take bits away at any time.
   enum class Writers : uint8_t { kOne, kSeveral };
 
   // The bitmap is `bytes` bytes from `offset` of `mapping`. Returns nullptr and says why in `error`.
@@ -49,11 +49,8 @@ class DirtyLog {
   // has ended.
   class Batch {
    public:
-    explicit Batch(const DirtyLog& log) : bits_(log.bits_), pages_(log.pages_), one_(log.writers_ == Writers::kOne) {
-      // With several writers a bit is looked at before it is set, which is sound behind the fence only: who takes the
-      // bit after our look reads the page after our writes.
-      if (!one_) __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    }
+    explicit Batch(const DirtyLog& log)
+        : bits_(log.bits_), pages_(log.pages_), one_(log.writers_ == Writers::kOne) {}
     ~Batch() { store(); }
     Batch(const Batch&) = delete;
     Batch& operator=(const Batch&) = delete;
@@ -79,17 +76,17 @@ class DirtyLog {
         marks_ |= 1u << page % 8;
       }
     }
+    // Stored whatever is there already: to leave out a bit that seems to be set would take a fence between the writes and
+    // the look.
     void store() {
       if (marks_ == 0) return;
       uint8_t* const at = bits_ + from_ / kByteOf;
-      const uint8_t there = __atomic_load_n(at, __ATOMIC_RELAXED);
-      if (one_) {
-        // Stored whatever was there: a bit that was taken since the look comes back, none is missed, and the store comes
-        // after the writes that it tells of. So it needs neither a locked operation nor a fence.
-        __atomic_store_n(at, static_cast<uint8_t>(there | marks_), __ATOMIC_RELEASE);
-      } else if (marks_ & ~there) {
-        __atomic_fetch_or(at, static_cast<uint8_t>(marks_), __ATOMIC_ACQ_REL);
-      }
+      const uint8_t marks = static_cast<uint8_t>(marks_);
+      if (one_)
+        // A bit that somebody takes in between comes back, and none is missed: no locked operation is needed.
+        __atomic_store_n(at, static_cast<uint8_t>(__atomic_load_n(at, __ATOMIC_RELAXED) | marks), __ATOMIC_RELEASE);
+      else
+        __atomic_fetch_or(at, marks, __ATOMIC_RELEASE);
       marks_ = 0;
     }
 
