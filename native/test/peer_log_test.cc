@@ -1,6 +1,4 @@
-// What a peer queue logs of what it writes, and when: after the write, before the used index that publishes it.
-#include <csignal>
-
+// Which pages a peer queue logs. When it does so is what log_order_test.cc is about.
 #include "peer_fixture.h"
 
 using namespace vpci;
@@ -9,63 +7,12 @@ using namespace vpci::test::peer;
 
 namespace {
 
-constexpr uint32_t kFrameBytes = 60000, kBufferBytes = 0x10000;
-
-// The first write into the log faults; what it finds in the peer's memory is kept.
-uint8_t* log_page;
-const uint8_t *expected, *written;
-const VirtqUsed* used;
-volatile sig_atomic_t faults, there, published;
-
-void on_fault(int) {
-  faults = faults + 1;
-  there = std::memcmp(written, expected, kFrameBytes) == 0;
-  published = used->idx;
-  ::mprotect(log_page, 4096, PROT_READ | PROT_WRITE);
-}
-
 bool marked(const Memory& log, const void* at, const Memory& memory) {
   const uint64_t page = static_cast<uint64_t>(static_cast<const uint8_t*>(at) - memory.mapping->data()) / 4096;
   return log.mapping->data()[page / 8] >> page % 8 & 1;
 }
 
 }  // namespace
-
-TEST("pages are logged after the copies and before the used index") {
-  Peer p(kAllFeatures);
-  p.q->disarm(true);  // kicks are not wanted already: that is a write too
-  Memory log(4096);
-  p.q->set_dirty_log(DirtyLog::create(log.mapping, 0, kBytes / 4096 / 8, nullptr));
-  Frames frames;
-  constexpr uint16_t kCount = 24;
-  for (uint16_t i = 0; i < kCount; i++) {
-    p.rx.desc(i) = {kData + uint64_t{i} * kBufferBytes, kBufferBytes, kDescWrite, 0};
-    p.rx.offer(i);
-    frames.add(kFrameBytes, i + 1u);
-  }
-  log_page = log.mapping->data();
-  expected = frames.bytes[0].data();
-  written = p.m.at(kData) + 12;
-  used = &p.rx.used();
-  faults = 0;
-  struct sigaction action = {}, before = {};
-  action.sa_handler = on_fault;
-  CHECK_EQ(::sigaction(SIGSEGV, &action, &before), 0);
-  CHECK_EQ(::mprotect(log_page, 4096, PROT_READ), 0);
-  const uint32_t sent = p.q->send(frames.burst);
-  ::sigaction(SIGSEGV, &before, nullptr);
-  CHECK_EQ(sent, kCount);
-  CHECK_EQ(p.rx.used().idx, kCount);
-  CHECK_EQ(faults, 1);
-  CHECK(there);
-  CHECK_EQ(published, 0);
-  for (uint16_t i = 0; i < kCount; i++) {
-    const uint8_t* at = p.m.at(kData + uint64_t{i} * kBufferBytes);
-    CHECK(std::memcmp(at + 12, frames.bytes[i].data(), kFrameBytes) == 0);
-    for (uint32_t offset = 0; offset < 12 + kFrameBytes; offset += 4096) CHECK(marked(log, at + offset, p.m));
-  }
-  p.q->set_dirty_log(nullptr);
-}
 
 TEST("the page of the used index is logged when the index was written, and in the log of that time") {
   for (const auto writers : {DirtyLog::Writers::kOne, DirtyLog::Writers::kSeveral}) {

@@ -4,14 +4,13 @@
  * run one after the other, in the order of the messages.
  */
 import { rarpAnnouncement } from '../../net/rarp.js';
-import type { PciHandle, RegionArea } from '../../pci/handle.js';
-import type { DirtyLog, Mapping, RingSignals } from '../../sys/native.js';
+import type { PciHandle } from '../../pci/handle.js';
+import type { DirtyLog, RingSignals } from '../../sys/native.js';
 import { errorText, VhostPciError } from '../../util/errors.js';
 import type { Log } from '../../util/log.js';
-import { PAGE } from '../identity.js';
 import { type MemInfoBar, type Message, VIRTQ_FLAG, type Virtq } from '../messages.js';
 import { doorbellOffset, SLEEP_OFFSET } from '../shared-pages.js';
-import { InitialisedDevice } from './initialise.js';
+import { InitialisedDevice, type MappedBar } from './initialise.js';
 import { dirtyLogAt, type LogBase } from './log-base.js';
 import { isStarted, Peer, peerTable, ringSignals } from './peer.js';
 import { PeerEventfds } from './peer-eventfds.js';
@@ -57,7 +56,7 @@ export class Driver {
   /** Messages are worked off one after the other. */
   #work: Promise<void> = Promise.resolve();
   #info: MemInfoBar | undefined;
-  #memory: { readonly mapping: Mapping; readonly area: RegionArea } | undefined;
+  #memory: MappedBar | undefined;
   #virtqs: readonly Virtq[] = [];
   #logBase: LogBase | undefined;
   #logging = false;
@@ -294,7 +293,7 @@ export class Driver {
     if (peer.pairs.length === 0)
       this.#owner.error(new VhostPciError('device', 'EPROTO', 'the device sent ON without started rings'));
     try {
-      await this.#owner.peerOn(peer, this.#logging ? await this.#dirtyLog() : undefined);
+      await this.#owner.peerOn(peer, this.#logging ? await this.#dirtyLog(memory) : undefined);
     } catch (error) {
       await this.#letGo('it could not be served');
       throw error;
@@ -318,12 +317,14 @@ export class Driver {
 
   async #setLogging(on: boolean): Promise<void> {
     this.#logging = on;
-    if (this.#peer) await this.#owner.dirtyLog(on ? await this.#dirtyLog() : undefined);
+    // A peer that is served has its memory mapped.
+    if (this.#peer && this.#memory)
+      await this.#owner.dirtyLog(on ? await this.#dirtyLog(this.#memory) : undefined);
     this.#device.control.send({ kind: 'logging', on });
   }
 
-  #dirtyLog(): Promise<DirtyLog> {
-    return dirtyLogAt(this.#device, this.#logBase, Math.ceil((this.#memory?.mapping.size ?? 0) / PAGE));
+  #dirtyLog(memory: MappedBar): Promise<DirtyLog> {
+    return dirtyLogAt(this.#device, this.#logBase, memory);
   }
 
   /** Nothing touches the peer's memory when this resolves; it is unmapped. Resolves to the rings as they were left. */

@@ -21,6 +21,12 @@ import { Interrupts } from './interrupts.js';
 /** The eventfd or register that signals the peer's ring. */
 type PeerNotifyTarget = Pick<NotifyTarget, 'fd' | 'mmio'>;
 
+/** What of a BAR is mapped: `mapping` starts at `area.offset` of it. */
+export interface MappedBar {
+  readonly mapping: Mapping;
+  readonly area: RegionArea;
+}
+
 export class InitialisedDevice {
   /** Queue pairs that the device has vectors for. */
   readonly pairs: number;
@@ -128,7 +134,7 @@ export class InitialisedDevice {
   }
 
   /** Maps the BAR that holds the peer's memory: its first mappable area. */
-  async mapBar(bar: number): Promise<{ mapping: Mapping; area: RegionArea }> {
+  async mapBar(bar: number): Promise<MappedBar> {
     const { areas } = await this.#handle.regionInfo(bar);
     const area = areas[0];
     if (!area)

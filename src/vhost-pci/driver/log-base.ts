@@ -4,7 +4,8 @@
  */
 import type { DirtyLog } from '../../sys/native.js';
 import { VhostPciError } from '../../util/errors.js';
-import type { InitialisedDevice } from './initialise.js';
+import { PAGE } from '../identity.js';
+import type { InitialisedDevice, MappedBar } from './initialise.js';
 
 /** Of the message: an address in the PCI address space of the machine that the driver runs in, and bytes. */
 export interface LogBase {
@@ -12,15 +13,20 @@ export interface LogBase {
   readonly size: bigint;
 }
 
-/** Throws `EBADMSG` (scope device) when it is not the bitmap, or has no bit for some of the `pages` of memory. */
+/** Throws `EBADMSG` (scope device) when it is not the bitmap, or not one of all the memory. */
 export async function dirtyLogAt(
   device: InitialisedDevice,
   base: LogBase | undefined,
-  pages: number,
+  memory: MappedBar,
 ): Promise<DirtyLog> {
+  // Bit 0 is that of the BAR's first page (P6), and the engine counts from the first that is mapped.
+  if (memory.area.offset !== 0)
+    throw bad(
+      `a dirty log of memory that can be mapped from ${hex(BigInt(memory.area.offset))} of its BAR on`,
+    );
   const { bitmapOffset, bitmapBytes } = device.layout;
   const size = base?.size ?? 0n;
-  const needed = Math.ceil(pages / 8);
+  const needed = Math.ceil(memory.mapping.size / PAGE / 8);
   if (!base || size > BigInt(bitmapBytes) || size < BigInt(needed))
     throw bad(
       `a dirty log of ${size} bytes: the peer's memory needs ${needed}, the bitmap in BAR 4 has ${bitmapBytes}`,
