@@ -19,6 +19,16 @@ namespace vpci {
 enum class Written : int { kBuffer = 1, kUsed = 2, kEvent = 3 };
 constexpr bool is_logged(Written kind) { return static_cast<int>(kind) != VPCI_UNLOGGED; }
 
+// Of the eight pages of a byte of the log, the bits of those from the first to the last.
+struct LogBits {
+  uint8_t of[8][8] = {};
+  constexpr LogBits() {
+    for (unsigned first = 0; first < 8; first++)
+      for (unsigned last = first; last < 8; last++) of[first][last] = static_cast<uint8_t>((2u << last) - (1u << first));
+  }
+};
+inline constexpr LogBits kLogBits;
+
 class DirtyLog {
  public:
   // How many threads set bits. Others may take bits away at any time.
@@ -57,9 +67,9 @@ class DirtyLog {
 
     // Bytes [offset, offset + length) of the peer's file, at least one. Pages behind the bitmap's end have no bit.
     void add(uint64_t offset, uint64_t length) {
-      const uint64_t from = offset - from_, end = from + length;
-      if (__builtin_expect(from < kByteOf && end <= kByteOf, 1))
-        marks_ |= (2u << ((end - 1) >> kPageShift)) - (1u << (from >> kPageShift));
+      const uint64_t first = offset - from_, last = first + (length - 1);
+      if (__builtin_expect(first <= last && last < kByteOf, 1))
+        marks_ |= kLogBits.of[first >> kPageShift][last >> kPageShift];
       else
         add_across(offset, length);
     }

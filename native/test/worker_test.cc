@@ -140,6 +140,7 @@ TEST("worker: a lane that holds keeps packets until there is room, in order") {
     from->offered = 200;
     from->wakes[0].signal();
     CHECK(eventually([&] { return from->received == 64; }));
+    if (mode != Worker::Mode::kPoll) CHECK(eventually([&] { return to->arms[1] > 0; }));
     for (uint32_t room : {1u, 62u, 3u, 200u}) {
       const uint32_t before = to->sent;
       to->room = room;
@@ -152,7 +153,7 @@ TEST("worker: a lane that holds keeps packets until there is room, in order") {
     CHECK_EQ(to->send_stats.drops[0].get(), 0);
     if (mode != Worker::Mode::kPoll) {
       CHECK(run.sleeps());
-      CHECK(from->arms[0] > 0 && to->arms[1] > 0);
+      CHECK(from->arms[0] > 0);
       CHECK_EQ(from->arms[1].load() + to->arms[0].load(), 0);
     }
     run.worker.stop({});
