@@ -39,7 +39,6 @@ class DeviceRing {
   // -- dirty log --------------------------------------------------------------------------------------------
   // Between bursts only.
   void set_log(const DirtyLog* log) { log_ = log; }
-  const DirtyLog* log() const { return log_; }
   // What was written to memory of the ring's mapping. There is a log.
   class Marks {
    public:

@@ -62,6 +62,19 @@ function setFeatures(peer: NetPeer, more: bigint): Promise<Buffer> {
   );
 }
 
+/** The next detach of a driver's workers waits until what this returns is called. */
+function holdDetach(): () => void {
+  let release = (): void => {};
+  const { detach } = Attachment.prototype;
+  vi.spyOn(Attachment.prototype, 'detach').mockImplementationOnce(async function (this: Attachment) {
+    await new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    await detach.call(this);
+  });
+  return () => release();
+}
+
 describe('a log that cannot be one', () => {
   const bad: [string, bigint, bigint, () => number][] = [
     ['is smaller than the memory', BigInt(LOG_BYTES - 1), 0n, logFile],
@@ -227,14 +240,7 @@ describe('a driver that does not answer while the peer is migrated', () => {
     const { peer } = await connected();
     await peer.frontEnd.startLogging({ fd: logFile(), size: LOG_BYTES, offset: 0 });
     const traffic = await Traffic.start(peer);
-    let release = (): void => {};
-    const { detach } = Attachment.prototype;
-    vi.spyOn(Attachment.prototype, 'detach').mockImplementationOnce(async function (this: Attachment) {
-      await new Promise<void>((resolve) => {
-        release = resolve;
-      });
-      await detach.call(this);
-    });
+    const release = holdDetach();
     let answered = false;
     const answer = peer.frontEnd.stopRing(0).finally(() => {
       answered = true;
@@ -251,14 +257,7 @@ describe('a driver that does not answer while the peer is migrated', () => {
   it('does not hold the next peer up when the one that was migrated ends', async () => {
     const { peer } = await connected();
     await peer.frontEnd.startLogging({ fd: logFile(), size: LOG_BYTES, offset: 0 });
-    let release = (): void => {};
-    const { detach } = Attachment.prototype;
-    vi.spyOn(Attachment.prototype, 'detach').mockImplementationOnce(async function (this: Attachment) {
-      await new Promise<void>((resolve) => {
-        release = resolve;
-      });
-      await detach.call(this);
-    });
+    const release = holdDetach();
     const answer = peer.frontEnd.stopRing(0).catch(() => {});
     await until('it is told of', LIMIT, () => rig.logged(/has not stopped for 3 s.*End the driver/));
     peer.frontEnd.close();
