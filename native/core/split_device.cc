@@ -82,16 +82,10 @@ bool SplitDevice::needs_signal() {
 
 void SplitDevice::write_suppression() {
   kicks_ = Kicks::kSuppressed;
-  if (event_idx_) {
-    // VIRTIO 1.3, 2.7.10.2: flags stay 0; an index that the driver has passed already is not reached for
-    // long.
-    event_ = static_cast<uint16_t>(next_avail_ - 1);
-    write16(&used_->flags, 0);
-    write16(avail_event(), event_);
-  } else {
-    event_ = next_avail_;
-    write16(&used_->flags, kUsedNoNotify);
-  }
+  event_ = far_event(next_avail_);
+  // VIRTIO 1.3, 2.7.10.2: flags stay 0 with event indices.
+  write16(&used_->flags, event_idx_ ? 0 : kUsedNoNotify);
+  if (event_idx_) write16(avail_event(), event_);
 }
 
 bool SplitDevice::request_kicks(uint16_t from) {

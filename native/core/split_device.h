@@ -72,7 +72,7 @@ class SplitDevice : public DeviceRing {
   bool signal_settled() const { return signalled_ == used_idx_; }
   // Asks the driver not to kick. Cheap when that is so already: to be called once a burst.
   void suppress_kicks() {
-    if (kicks_ == Kicks::kSuppressed && static_cast<uint16_t>(next_avail_ - event_) <= kEventLag) return;
+    if (kicks_ == Kicks::kSuppressed && static_cast<uint16_t>(event_ - next_avail_) > kEventNear) return;
     write_suppression();
   }
   // Asks for a kick when the available index goes beyond `from`. False: it has, and no kick will tell.
@@ -80,8 +80,6 @@ class SplitDevice : public DeviceRing {
 
  private:
   enum class Kicks : uint8_t { kUnknown, kSuppressed, kWanted };
-  // After this many chains the stale avail_event is moved along, long before the index comes round to it.
-  static constexpr uint16_t kEventLag = 0x4000;
 
   uint32_t look();
   void write_suppression();

@@ -53,14 +53,12 @@ bool SplitDriver::needs_notify() {
 
 void SplitDriver::write_suppression() {
   suppressed_ = true;
-  if (event_idx_) {
-    // VIRTIO 1.3, 2.7.7.1: flags stay 0; an index that the device has passed already is not reached for long.
-    event_ = static_cast<uint16_t>(next_used_ - 1);
+  event_ = far_event(next_used_);
+  // VIRTIO 1.3, 2.7.7.1: flags stay 0 with event indices.
+  if (event_idx_)
     store_relaxed16(used_event(), event_);
-  } else {
-    event_ = next_used_;
+  else
     store_relaxed16(&avail_->flags, kAvailNoInterrupt);
-  }
 }
 
 bool SplitDriver::request_interrupts() {

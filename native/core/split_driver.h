@@ -81,7 +81,7 @@ class SplitDriver {
   bool notify_settled() const { return notified_ == next_avail_; }
   // Asks the device not to interrupt; cheap when that is so already.
   void suppress_interrupts() {
-    if (suppressed_ && static_cast<uint16_t>(next_used_ - event_) <= kEventLag) return;
+    if (suppressed_ && static_cast<uint16_t>(event_ - next_used_) > kEventNear) return;
     write_suppression();
   }
   // Asks for an interrupt when the used index goes beyond what was taken. False: it has already.
@@ -92,7 +92,6 @@ class SplitDriver {
     uint64_t addr, rest;
   };
   enum : uint8_t { kFree, kOffered };
-  static constexpr uint16_t kEventLag = 0x4000;
 
   uint32_t look();
   void write_suppression();

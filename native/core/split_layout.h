@@ -74,6 +74,12 @@ constexpr bool need_event(uint16_t event, uint16_t now, uint16_t before) {
   return static_cast<uint16_t>(now - event - 1) < static_cast<uint16_t>(now - before);
 }
 
+// The event index of a side that wants to hear nothing: half of all indices before and behind its own, so that the
+// other side does not come across it, however far it is ahead and however late it asks. To be moved along when it is
+// no further ahead than kEventNear.
+constexpr uint16_t kEventNear = 0x4000;
+constexpr uint16_t far_event(uint16_t index) { return static_cast<uint16_t>(index + 0x8000); }
+
 // One load that the compiler neither splits nor repeats, of any alignment: what the other side does to the
 // word afterwards is not seen any more.
 struct __attribute__((packed, may_alias)) Word64 {
