@@ -48,7 +48,7 @@ bool DeviceRing::place(std::shared_ptr<const RegionTable> table, const Options& 
   event_idx_ = options.features & kFeatureEventIdx;
   indirect_ = options.features & kFeatureIndirect;
   cache_.init(table.get(), options.writes_buffers);
-  log_base_ = home->data();
+  log_base_ = reinterpret_cast<uintptr_t>(home->data());
   table_ = std::move(table);
   return true;
 }

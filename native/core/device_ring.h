@@ -39,18 +39,24 @@ class DeviceRing {
   // -- dirty log --------------------------------------------------------------------------------------------
   // Between bursts only.
   void set_log(const DirtyLog* log) { log_ = log; }
-  // What was written to memory of the ring's mapping. There is a log.
+  // The pages of what is written to memory of the ring's mapping, which go to `waiting`. There is a log.
   class Marks {
    public:
-    explicit Marks(const DeviceRing& ring) : batch_(*ring.log_), base_(ring.log_base_) {}
+    Marks(const DeviceRing& ring, DirtyLog::Waiting& waiting)
+        : batch_(*ring.log_, waiting, ring.log_base_) {}
     void add(Written kind, const void* data, uint64_t length) {
-      if (is_logged(kind)) batch_.add(static_cast<uint64_t>(static_cast<const uint8_t*>(data) - base_), length);
+      if (is_logged(kind)) batch_.add(reinterpret_cast<uintptr_t>(data), length);
     }
 
    private:
     DirtyLog::Batch batch_;
-    const uint8_t* const base_;
   };
+  DirtyLog::Waiting waiting() const { return DirtyLog::Waiting(*log_); }
+  // Logs what was written.
+  void mark(Written kind, const void* data, uint64_t length) const {
+    DirtyLog::Waiting now = waiting();
+    Marks(*this, now).add(kind, data, length);
+  }
 
  protected:
   struct Area {
@@ -85,7 +91,7 @@ class DeviceRing {
  private:
   static uint8_t* find(const RegionTable& table, const Area& area, std::string* error);
 
-  const uint8_t* log_base_ = nullptr;
+  uint64_t log_base_ = 0;  // where the file begins here
   std::shared_ptr<const RegionTable> table_;
 };
 

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <string>
 
 #include "mapping.h"
+#include "packet.h"
 
 namespace vpci {
 
@@ -54,57 +56,90 @@ class DirtyLog {
   }
 
   static constexpr unsigned kPageShift = 12;
+  // Bytes of memory that a byte of the log stands for.
+  static constexpr uint64_t kByteOf = 8ull << kPageShift;
+  // Two for each packet of a burst that is no longer than kByteOf, and those of one of 1 MiB.
+  static constexpr uint32_t kWaiting = 2 * Burst::kMax + 34;
 
-  // Logs what was written before: neighbouring pages, eight of which share a byte, together. Every bit is set when it
-  // has ended.
-  class Batch {
+  // Bits that wait to be set, by the byte of the log that they are in: eight neighbouring pages share one. None is set
+  // before store() while there are no more than kWaiting.
+  class Waiting {
    public:
-    explicit Batch(const DirtyLog& log)
-        : bits_(log.bits_), pages_(log.pages_), one_(log.writers_ == Writers::kOne) {}
-    ~Batch() { store(); }
-    Batch(const Batch&) = delete;
-    Batch& operator=(const Batch&) = delete;
+    explicit Waiting(const DirtyLog& log) : bits_(log.bits_), one_(log.writers_ == Writers::kOne) {}
+    ~Waiting() { store(); }
+    Waiting(const Waiting&) = delete;
+    Waiting& operator=(const Waiting&) = delete;
 
-    // Bytes [offset, offset + length) of the peer's file, at least one. Pages behind the bitmap's end have no bit.
-    void add(uint64_t offset, uint64_t length) {
-      const uint64_t first = offset - from_, last = first + (length - 1);
-      if (__builtin_expect(first <= last && last < kByteOf, 1))
-        marks_ |= kLogBits.of[first >> kPageShift][last >> kPageShift];
-      else
-        add_across(offset, length);
+    void add(uint64_t byte, uint32_t marks) {
+      if (count_ == std::size(bytes_)) store();
+      bytes_[count_++] = {static_cast<uint32_t>(byte), marks};
+    }
+    void store() {
+      for (uint32_t i = 0; i < count_; i++) {
+        uint8_t* const at = bits_ + bytes_[i].at;
+        const uint8_t marks = static_cast<uint8_t>(bytes_[i].marks);
+        // Stored whatever is there already: to leave out a bit that seems to be set would take a fence between the writes
+        // and the look.
+        if (one_)
+          // A bit that somebody takes in between comes back, and none is missed: no locked operation is needed.
+          __atomic_store_n(at, static_cast<uint8_t>(__atomic_load_n(at, __ATOMIC_RELAXED) | marks), __ATOMIC_RELEASE);
+        else
+          __atomic_fetch_or(at, marks, __ATOMIC_RELEASE);
+      }
+      count_ = 0;
     }
 
    private:
-    static constexpr uint64_t kByteOf = 8ull << kPageShift;
+    struct Byte {
+      uint32_t at;  // enough for 128 TiB
+      uint32_t marks;
+    };
+    uint8_t* const bits_;
+    const bool one_;
+    uint32_t count_ = 0;
+    Byte bytes_[kWaiting];
+  };
+
+  // Finds the bits of what is written. The peer's file begins at address `base`.
+  class Batch {
+   public:
+    Batch(const DirtyLog& log, Waiting& waiting, uint64_t base = 0)
+        : waiting_(waiting), pages_(log.pages_), base_(base), here_(base) {}
+    ~Batch() { close(); }
+    Batch(const Batch&) = delete;
+    Batch& operator=(const Batch&) = delete;
+
+    // Bytes [address, address + length), at least one. Pages behind the bitmap's end have no bit.
+    void add(uint64_t address, uint64_t length) {
+      const uint64_t first = address - here_, last = first + (length - 1);
+      if (__builtin_expect((first | last) < kByteOf, 1))
+        marks_ |= kLogBits.of[first >> kPageShift][last >> kPageShift];
+      else
+        add_across(address - base_, length);
+    }
+
+   private:
     void add_across(uint64_t offset, uint64_t length) {
       const uint64_t last = std::min((offset + (length - 1)) >> kPageShift, pages_ - 1);
       for (uint64_t page = offset >> kPageShift; page <= last; page++) {
-        if (page / 8 != from_ / kByteOf) {
-          store();
-          from_ = page / 8 * kByteOf;
+        if (page / 8 != byte()) {
+          close();
+          here_ = base_ + page / 8 * kByteOf;
         }
         marks_ |= 1u << page % 8;
       }
     }
-    // Stored whatever is there already: to leave out a bit that seems to be set would take a fence between the writes and
-    // the look.
-    void store() {
-      if (marks_ == 0) return;
-      uint8_t* const at = bits_ + from_ / kByteOf;
-      const uint8_t marks = static_cast<uint8_t>(marks_);
-      if (one_)
-        // A bit that somebody takes in between comes back, and none is missed: no locked operation is needed.
-        __atomic_store_n(at, static_cast<uint8_t>(__atomic_load_n(at, __ATOMIC_RELAXED) | marks), __ATOMIC_RELEASE);
-      else
-        __atomic_fetch_or(at, marks, __ATOMIC_RELEASE);
+    void close() {
+      if (marks_ != 0) waiting_.add(byte(), marks_);
       marks_ = 0;
     }
+    uint64_t byte() const { return (here_ - base_) / kByteOf; }
 
-    uint8_t* const bits_;
+    Waiting& waiting_;
     const uint64_t pages_;
-    const bool one_;
-    uint64_t from_ = 0;   // bytes of the file
-    uint32_t marks_ = 0;  // of the pages from there on, not stored yet
+    const uint64_t base_;
+    uint64_t here_;       // where the pages of a byte begin
+    uint32_t marks_ = 0;  // of them
   };
 
  private:

@@ -61,15 +61,11 @@ class CopyList {
   // No more of them than a burst has packets.
   void add(uint8_t* to, const uint8_t* from, uint32_t bytes) { copies_[count_++] = {to, from, bytes}; }
   void run() {
-    run([](std::span<const Copy>) {});
-  }
-  // Calls done(copies) when they are.
-  template <class Done>
-  void run(Done&& done) {
     best_(copies_, count_);
-    done(std::span<const Copy>(copies_, count_));
     count_ = 0;
   }
+  // Those that have not run.
+  std::span<const Copy> pending() const { return {copies_, count_}; }
 
   // The ways that this CPU has, the best first.
   static std::vector<Way> ways();

@@ -109,9 +109,8 @@ bool PackedDevice::write_used_singles(uint32_t n) {
 // The `n` descriptors from used_at_ on were written.
 void PackedDevice::log_used(uint32_t n) const {
   const uint32_t first = offset_of(used_at_), to_end = std::min(n, size_ - first);
-  Marks marks(*this);
-  marks.add(Written::kUsed, desc_ + first, sizeof *desc_ * to_end);
-  if (n > to_end) marks.add(Written::kUsed, desc_, sizeof *desc_ * (n - to_end));
+  mark(Written::kUsed, desc_ + first, sizeof *desc_ * to_end);
+  if (n > to_end) mark(Written::kUsed, desc_, sizeof *desc_ * (n - to_end));
 }
 
 template <bool kLog>
@@ -162,7 +161,7 @@ bool PackedDevice::needs_signal() {
 
 void PackedDevice::write_event(uint32_t word) {
   store_release32(device_event_, word);
-  if (log_) Marks(*this).add(Written::kEvent, device_event_, sizeof word);
+  if (log_) mark(Written::kEvent, device_event_, sizeof word);
 }
 
 bool PackedDevice::request_kicks(Position from) {

@@ -80,8 +80,8 @@ uint32_t PeerRings<Ring>::send_burst(const Burst& burst) {
       else
         store16(slot.data + 8, static_cast<uint16_t>(words.high));
       copies_.add(slot.data + header_bytes, packet->first.data, packet->length);
-      // The memory of `replaced` is used again at once.
-      if (__builtin_expect(packet == &replaced, 0)) run_copies<kLog>();
+      // The memory of `replaced` is used again at once, and the bits of long frames do not all find room.
+      if (__builtin_expect(packet == &replaced || (kLog && need > DirtyLog::kByteOf), 0)) run_copies<kLog>();
       ring.put_used(used++, slot.head, need);
       ring.advance(1);
       receive_.next++;
@@ -115,16 +115,20 @@ uint32_t PeerRings<Ring>::send_burst(const Burst& burst) {
   return taken;
 }
 
-// A page is logged after it was written and before the used index that publishes it.
+// A page is logged after it was written and before the used index that publishes it. Which pages is found out
+// first: the copies drive the list of them out of the CPU's cache.
 template <class Ring>
 template <bool kLog>
 void PeerRings<Ring>::run_copies() {
-  copies_.run([this](std::span<const CopyList::Copy> copies) {
-    if (!kLog || copies.empty()) return;
-    typename Ring::Marks marks(receive_.ring);
-    const uint32_t header_bytes = header_bytes_;
-    for (const CopyList::Copy& c : copies) marks.add(Written::kBuffer, c.to - header_bytes, header_bytes + c.bytes);
-  });
+  if (!kLog) return copies_.run();
+  DirtyLog::Waiting waiting = receive_.ring.waiting();
+  {
+    typename Ring::Marks marks(receive_.ring, waiting);
+    const uint64_t header_bytes = header_bytes_;
+    for (const CopyList::Copy& c : copies_.pending())
+      marks.add(Written::kBuffer, c.to - header_bytes, header_bytes + c.bytes);
+  }
+  copies_.run();
 }
 
 // The driver sees `used` elements from here on. False: the memory went away.
@@ -238,9 +242,8 @@ void PeerRings<Ring>::write_pieces(const Burst& burst, const Packet& packet, con
     put(s.data, s.length);
   }
   if (!kLog) return;
-  typename Ring::Marks marks(receive_.ring);
-  for (uint32_t i = 0; i < index; i++) marks.add(Written::kBuffer, pieces_[i].data, pieces_[i].length);
-  if (at != 0) marks.add(Written::kBuffer, pieces_[index].data, at);
+  for (uint32_t i = 0; i < index; i++) receive_.ring.mark(Written::kBuffer, pieces_[i].data, pieces_[i].length);
+  if (at != 0) receive_.ring.mark(Written::kBuffer, pieces_[index].data, at);
 }
 
 template uint32_t PeerRings<SplitDevice>::send(const Burst&);

@@ -42,14 +42,13 @@ uint32_t SplitDevice::look() {
 
 void SplitDevice::write16(uint16_t* to, uint16_t value) {
   store_relaxed16(to, value);
-  if (log_) Marks(*this).add(Written::kEvent, to, sizeof *to);
+  if (log_) mark(Written::kEvent, to, sizeof *to);
 }
 
 void SplitDevice::mark_used(uint32_t ahead, uint32_t n) const {
   const uint32_t first = (used_idx_ + ahead) & mask_, to_end = std::min(n, size_ - first);
-  Marks marks(*this);
-  marks.add(Written::kUsed, &used_->ring[first], 8ull * to_end);
-  if (n > to_end) marks.add(Written::kUsed, &used_->ring[0], 8ull * (n - to_end));
+  mark(Written::kUsed, &used_->ring[first], 8ull * to_end);
+  if (n > to_end) mark(Written::kUsed, &used_->ring[0], 8ull * (n - to_end));
 }
 
 template <bool kLog>
@@ -61,7 +60,7 @@ void SplitDevice::publish(uint32_t n) {
   // VIRTIO 1.3, 2.7.8.2: elements and buffers are visible before the index.
   store_release16(&used_->idx, used_idx_);
   published_ = used_idx_;
-  if (kLog) Marks(*this).add(Written::kUsed, &used_->idx, sizeof used_->idx);
+  if (kLog) mark(Written::kUsed, &used_->idx, sizeof used_->idx);
 }
 
 template void SplitDevice::publish<false>(uint32_t);

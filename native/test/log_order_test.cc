@@ -232,7 +232,41 @@ void run(uint64_t seed) {
   CHECK(packets > 1000 && stores > 1000);
 }
 
+// A burst of frames whose bits do not all find room to wait.
+template <class Ring>
+void run_long(uint64_t seed) {
+  check::Random r(seed);
+  Memory m(kBytes, kBase);
+  Ring rx(m, kBase + 0x20000, 128, r);
+  PeerQueueOptions o;
+  o.table = m.table;
+  o.features = kFeatureVersion1 | Ring::kFeature | kNetMrgRxbuf;
+  o.receive.emplace().ring = rx.ring.at;
+  o.receive->next_avail = rx.start;
+  std::string error;
+  const auto q = PeerQueue::create(o, &error);
+  if (!q) return check::fail(__FILE__, __LINE__, error.c_str());
+  bool early = false;
+  Migration migration(m, [&](const Migration& copy) { early = early || !rx.published_is_copied(copy); });
+  Frames frames;
+  for (uint32_t i = 0; i < Burst::kMax; i++) {
+    // They overlap: only the first and last pages of each are its own, more or less.
+    CHECK(rx.offer({{kData + (i % 2 ? 0 : 0x80000) + 0x1f40ull * (i / 2), 65550, kDescWrite, 0}}));
+    frames.add(60000 + i, r.next());
+  }
+  migration.copy_all();
+  q->set_dirty_log(migration.log(DirtyLog::Writers::kOne));
+  CHECK_EQ(q->send(frames.burst), Burst::kMax);
+  CHECK(!early);
+  CHECK(migration.complete());
+}
+
 }  // namespace
+
+TEST("so it is with long frames, whose bits do not all find room") {
+  run_long<Split>(3);
+  run_long<Packed>(4);
+}
 
 TEST("what a split ring tells its driver was logged before, and every write by the end of the call") { run<Split>(1); }
 

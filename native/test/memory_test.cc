@@ -171,7 +171,8 @@ TEST("marking sets exactly the pages of the range and nothing behind the bitmap"
   std::string error;
   auto log = DirtyLog::create(m.mapping, 16, 4, &error);
   {
-    DirtyLog::Batch batch(*log);
+    DirtyLog::Waiting waiting(*log);
+    DirtyLog::Batch batch(*log, waiting);
     batch.add(4095, 2);
     batch.add(4096 * 9, 4096);
     batch.add(4096 * 31 + 5, 1 << 20);
@@ -201,15 +202,45 @@ TEST("a batch sets the bits of a model, whoever else writes, and leaves what was
     const auto log = DirtyLog::create(m.mapping, offset, bytes, nullptr,
                                       r.below(2) ? DirtyLog::Writers::kOne : DirtyLog::Writers::kSeveral);
     for (uint64_t batches = r.below(3); batches > 0; batches--) {
-      DirtyLog::Batch batch(*log);
+      DirtyLog::Waiting waiting(*log);
+      const uint64_t base = r.below(2) ? 0 : r.next();
+      DirtyLog::Batch batch(*log, waiting, base);
       for (uint64_t adds = r.below(20); adds > 0; adds--) {
         const uint64_t at = r.below((bytes + 1) * 8 * 4096), length = 1 + r.below(r.below(4) ? 5000 : 100000);
-        batch.add(at, length);
+        batch.add(base + at, length);
         for (uint64_t page = at / 4096; page <= (at + length - 1) / 4096 && page < bytes * 8; page++)
           expected[offset + page / 8] |= static_cast<uint8_t>(1u << page % 8);
       }
     }
     CHECK(std::memcmp(b, expected.data(), 4096) == 0);
+  }
+}
+
+TEST("the bits of a burst of packets, one of them of the greatest length, wait until they are stored") {
+  check::Random r(19);
+  for (int round = 0; round < 200; round++) {
+    constexpr uint64_t kBytes = 4096;
+    Memory m(kBytes);
+    const auto log = DirtyLog::create(m.mapping, 0, kBytes, nullptr);
+    const uint8_t* const b = m.mapping->data();
+    uint64_t marked = 0;
+    DirtyLog::Waiting waiting(*log);
+    {
+      DirtyLog::Batch batch(*log, waiting);
+      // Each over the border of two bytes of the log, none next to another.
+      for (uint64_t i = 1; i < Burst::kMax; i++) {
+        const uint64_t border = (4 * i + 1) * DirtyLog::kByteOf, before = 1 + r.below(DirtyLog::kByteOf - 1);
+        batch.add(border - before, DirtyLog::kByteOf - r.below(DirtyLog::kByteOf - before));
+        marked += 2;
+      }
+      batch.add(1024 * DirtyLog::kByteOf - 1, 1 << 20);
+      marked += 33;
+    }
+    for (uint64_t i = 0; i < kBytes; i++) CHECK_EQ(b[i], 0);
+    waiting.store();
+    uint64_t found = 0;
+    for (uint64_t i = 0; i < kBytes; i++) found += b[i] != 0;
+    CHECK_EQ(found, marked);
   }
 }
 
@@ -226,7 +257,8 @@ TEST("who takes a bit finds what was written before it, from one writer and from
       threads.emplace_back([&, k] {
         for (uint32_t i = 1; i <= kWrites; i++) {
           pages[k].store(i, std::memory_order_relaxed);
-          DirtyLog::Batch(*log).add(4096 * k, 1);
+          DirtyLog::Waiting waiting(*log);
+          DirtyLog::Batch(*log, waiting).add(4096 * k, 1);
         }
         going--;
       });

@@ -27,11 +27,11 @@ export interface PeerTask {
   readonly tap?: string;
 }
 
-/** Packets a second in turns with and without dirty logging. */
+/** Packets a second in a turn with dirty logging and in the one beside it without, the middle one of such pairs by its ratio. */
 export interface LogTurns {
   readonly on: number;
   readonly off: number;
-  /** How many of each kind count: a polling thread of the peer or of the driver waited too long for its CPU in the others. */
+  /** How many pairs count: a polling thread of the peer or of the driver waited too long for its CPU in the others. */
   readonly turns: number;
 }
 
@@ -121,23 +121,27 @@ function delayOf(pids: readonly number[], before: readonly ProcessTimes[]): numb
 }
 
 async function logInTurns(turns: number, ms: number, driver: number, mostDelay: number): Promise<LogTurns> {
-  const sums = { on: { received: 0, ms: 0, turns: 0 }, off: { received: 0, ms: 0, turns: 0 } };
   const pids = [process.pid, driver];
-  for (let i = 0; i < 2 * turns; i++) {
-    // On, off, off, on, …: what only grows does not favour one of them.
-    const sum = sums[(i >> 1) % 2 === i % 2 ? 'on' : 'off'];
-    await log(sum === sums.on);
+  const rate = async (on: boolean): Promise<number> => {
+    await log(on);
     await sleep(SETTLE_MS);
     const before = pids.map(threadTimes);
     const took = await window(ms);
-    if (delayOf(pids, before) > mostDelay) continue;
-    sum.received += took.received;
-    sum.ms += took.ms;
-    sum.turns++;
+    return delayOf(pids, before) > mostDelay ? Number.NaN : (took.received / took.ms) * 1000;
+  };
+  const neighbours: { on: number; off: number }[] = [];
+  for (let i = 0; i < turns; i++) {
+    // On, off, off, on, …: what only grows does not favour one of them.
+    const first = await rate(i % 2 === 0);
+    const second = await rate(i % 2 === 1);
+    const pair = i % 2 === 0 ? { on: first, off: second } : { on: second, off: first };
+    if (pair.on > 0 && pair.off > 0) neighbours.push(pair);
   }
   await log(false);
-  const rate = ({ received, ms }: { received: number; ms: number }): number => (received / ms) * 1000;
-  return { on: rate(sums.on), off: rate(sums.off), turns: Math.min(sums.on.turns, sums.off.turns) };
+  // The machine changes its pace in the middle of a sample, too: such a pair of turns comes to lie at an end.
+  neighbours.sort((x, y) => x.on / x.off - y.on / y.off);
+  const { on, off } = neighbours[neighbours.length >> 1] ?? { on: 0, off: 0 };
+  return { on, off, turns: neighbours.length };
 }
 
 async function run(command: string, args: readonly number[]): Promise<object> {

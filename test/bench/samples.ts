@@ -5,8 +5,11 @@
 import { CLASS_NAMES, type Distance, distanceClass } from './distance.js';
 import { type ProcessTimes, runDelays, threadTimes } from './threads.js';
 
-/** A polling thread that waited for its CPU for a larger part of the sample spoils it. `--delay` sets it. */
-export const limits = { delay: 0.05 };
+/**
+ * `delay`: a polling thread that waited for its CPU for a larger part of the sample spoils it (`--delay`). `tries`: the most
+ * for one good pair.
+ */
+export const limits = { delay: 0.05, tries: 3 };
 
 export interface Sample {
   readonly value: number;
@@ -76,9 +79,6 @@ export interface Comparison {
   readonly dropped: { readonly distance: number; readonly runDelay: number };
 }
 
-/** The most tries for one good pair. */
-const TRIES = 3;
-
 export function compare(
   wanted: number,
   a: () => Promise<Sample>,
@@ -88,13 +88,13 @@ export function compare(
 }
 
 /**
- * Takes pairs until `wanted` of them count: both samples good and at the same distance. Gives up after three times as many
- * tries and says what there is.
+ * Takes pairs until `wanted` of them count: both samples good and at the same distance. Gives up after
+ * `limits.tries` times as many and says what there is.
  */
 export async function comparePairs(wanted: number, take: () => Promise<Pair>): Promise<Comparison> {
   const pairs: Pair[] = [];
   const dropped = { distance: 0, runDelay: 0 };
-  for (let tries = 0; tries < wanted * TRIES && mostly(pairs).length < wanted; tries++) {
+  for (let tries = 0; tries < wanted * limits.tries && mostly(pairs).length < wanted; tries++) {
     const pair = await take();
     const causes = [pair.a.dropped, pair.b.dropped].filter((cause) => cause !== undefined);
     for (const cause of causes) dropped[cause === 'distance' ? 'distance' : 'runDelay']++;

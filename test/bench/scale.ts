@@ -41,10 +41,10 @@ export function manyPeers(
 }
 
 /** Turns of one kind in a pair, and the length of one: what changes on the machine takes longer than that. */
-const TURNS = 6;
+const TURNS = 9;
 const TURN_MS = 60;
-/** Of each kind that must be good. */
-const ENOUGH_TURNS = 2;
+/** Of each kind, side by side, that must be good. */
+const ENOUGH_TURNS = 3;
 
 /** Packets a second from us to the peer with dirty logging on against off, on one link that switches to and fro. */
 export async function dirtyLogging(distance: Distance, frame: number, effort: Effort): Promise<Comparison> {
