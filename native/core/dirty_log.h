@@ -1,5 +1,5 @@
 // The dirty log: one bit for each 4096 bytes of the peer's file, set after the page was written, so that whoever
-// takes a bit and then reads the page finds what was written (decision D7). Knows no address space.
+// takes a bit and then reads the page finds what was written (decision D7). Knows no regions.
 #pragma once
 
 #include <algorithm>
@@ -58,8 +58,9 @@ class DirtyLog {
   static constexpr unsigned kPageShift = 12;
   // Bytes of memory that a byte of the log stands for.
   static constexpr uint64_t kByteOf = 8ull << kPageShift;
-  // Two for each packet of a burst that is no longer than kByteOf, and those of one of 1 MiB.
-  static constexpr uint32_t kWaiting = 2 * Burst::kMax + 34;
+  // Two for each packet of a burst that is no longer than kByteOf, and those of one of kLongestPacket.
+  static constexpr uint64_t kLongestPacket = (1 << 20) + 64;
+  static constexpr uint32_t kWaiting = 2 * Burst::kMax + kLongestPacket / kByteOf + 2;
 
   // Bits that wait to be set, by the byte of the log that they are in: eight neighbouring pages share one. None is set
   // before store() while there are no more than kWaiting.

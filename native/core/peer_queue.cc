@@ -24,7 +24,9 @@ std::shared_ptr<PeerQueue> PeerQueue::create(const PeerQueueOptions& options, st
   };
   if (!options.table) return fail("peer queue has no region table");
   if (!options.transmit && !options.receive) return fail("peer queue has no ring");
-  if (options.max_frame < kMinFrame || options.max_frame > 0xfffff)
+  constexpr uint32_t kMost = 0xfffff;
+  static_assert(kMost + sizeof(NetHeader) <= DirtyLog::kLongestPacket);
+  if (options.max_frame < kMinFrame || options.max_frame > kMost)
     return fail("maxFrame is not from 14 to 1048575");
   return options.features & kFeaturePacked ? create_with<PackedDevice>(options, error)
                                            : create_with<SplitDevice>(options, error);

@@ -81,10 +81,10 @@ bool SplitDevice::needs_signal() {
 
 void SplitDevice::write_suppression() {
   kicks_ = Kicks::kSuppressed;
-  event_ = far_event(next_avail_);
+  suppressed_at_ = next_avail_;
   // VIRTIO 1.3, 2.7.10.2: flags stay 0 with event indices.
   write16(&used_->flags, event_idx_ ? 0 : kUsedNoNotify);
-  if (event_idx_) write16(avail_event(), event_);
+  if (event_idx_) write16(avail_event(), far_event(next_avail_, size_));
 }
 
 bool SplitDevice::request_kicks(uint16_t from) {

@@ -72,7 +72,7 @@ class SplitDevice : public DeviceRing {
   bool signal_settled() const { return signalled_ == used_idx_; }
   // Asks the driver not to kick. Cheap when that is so already: to be called once a burst.
   void suppress_kicks() {
-    if (kicks_ == Kicks::kSuppressed && static_cast<uint16_t>(event_ - next_avail_) > kEventNear) return;
+    if (kicks_ == Kicks::kSuppressed && static_cast<uint16_t>(next_avail_ - suppressed_at_) <= kEventLag) return;
     write_suppression();
   }
   // Asks for a kick when the available index goes beyond `from`. False: it has, and no kick will tell.
@@ -100,7 +100,7 @@ class SplitDevice : public DeviceRing {
   // The used index as it is in memory: as it was found, then as it was published.
   uint16_t published_ = 0;
   uint16_t signalled_ = 0;
-  uint16_t event_ = 0;
+  uint16_t suppressed_at_ = 0;
   bool signal_valid_ = false;
   Kicks kicks_ = Kicks::kUnknown;
 };

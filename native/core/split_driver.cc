@@ -53,10 +53,10 @@ bool SplitDriver::needs_notify() {
 
 void SplitDriver::write_suppression() {
   suppressed_ = true;
-  event_ = far_event(next_used_);
+  suppressed_at_ = next_used_;
   // VIRTIO 1.3, 2.7.7.1: flags stay 0 with event indices.
   if (event_idx_)
-    store_relaxed16(used_event(), event_);
+    store_relaxed16(used_event(), far_event(next_used_, size_));
   else
     store_relaxed16(&avail_->flags, kAvailNoInterrupt);
 }

@@ -81,7 +81,7 @@ class SplitDriver {
   bool notify_settled() const { return notified_ == next_avail_; }
   // Asks the device not to interrupt; cheap when that is so already.
   void suppress_interrupts() {
-    if (suppressed_ && static_cast<uint16_t>(event_ - next_used_) > kEventNear) return;
+    if (suppressed_ && static_cast<uint16_t>(next_used_ - suppressed_at_) <= kEventLag) return;
     write_suppression();
   }
   // Asks for an interrupt when the used index goes beyond what was taken. False: it has already.
@@ -107,7 +107,7 @@ class SplitDriver {
   uint16_t next_used_ = 0;
   uint16_t seen_used_ = 0;
   uint16_t notified_ = 0;
-  uint16_t event_ = 0;
+  uint16_t suppressed_at_ = 0;
   bool suppressed_ = false;
   bool event_idx_ = false;
   const char* cause_ = nullptr;

@@ -74,11 +74,12 @@ constexpr bool need_event(uint16_t event, uint16_t now, uint16_t before) {
   return static_cast<uint16_t>(now - event - 1) < static_cast<uint16_t>(now - before);
 }
 
-// The event index of a side that wants to hear nothing: half of all indices before and behind its own, so that the
-// other side does not come across it, however far it is ahead and however late it asks. To be moved along when it is
-// no further ahead than kEventNear.
-constexpr uint16_t kEventNear = 0x4000;
-constexpr uint16_t far_event(uint16_t index) { return static_cast<uint16_t>(index + 0x8000); }
+// The event index of a side that is at `index` and wants to hear nothing: as far as can be from where the other side is,
+// at most a ring's length ahead, and from where it was when it asked last. To be moved along after kEventLag chains.
+constexpr uint16_t kEventLag = 0x2000;
+constexpr uint16_t far_event(uint16_t index, uint32_t size) {
+  return static_cast<uint16_t>(index + (0x10000 + size) / 2);
+}
 
 // One load that the compiler neither splits nor repeats, of any alignment: what the other side does to the
 // word afterwards is not seen any more.

@@ -244,50 +244,59 @@ TEST("two threads that sleep whenever they may are always woken") {
   }
 }
 
-TEST("two sides that poll never signal each other, however late they ask whether they should") {
+TEST("two sides that poll never signal each other, however far ahead they are and however late they ask") {
   for (uint64_t features : {uint64_t{kFeatureVersion1}, kFeatureVersion1 | kFeatureEventIdx}) {
-    for (uint32_t size : {8u, 256u, 32768u}) {
-      Memory m(2 << 20);
-      SplitDriver driver;
-      driver.init(m.mapping->data(), m.base, size, features);
-      SplitDevice device;
-      SplitDevice::Options o;
-      o.ring = driver.addresses();
-      o.features = features;
-      std::string error;
-      CHECK(device.init(m.table, o, &error));
-      check::Random r(size);
-      for (uint32_t i = 0; i < size; i++) driver.set_desc(static_cast<uint16_t>(i), m.base, 64, 0, 0);
-      auto turn = [&](uint32_t n) {
-        driver.suppress_interrupts();
-        device.suppress_kicks();
-        for (uint32_t i = 0; i < n; i++) driver.offer(static_cast<uint16_t>(driver.offered_idx() & (size - 1)));
-        driver.publish();
-        CHECK_EQ(device.available(n), n);
-        for (uint32_t i = 0; i < n; i++) device.put_used(i, device.head(i), 0);
-        device.advance(n);
-        device.publish(n);
-        CHECK_EQ(driver.used(n), n);
-        for (uint32_t i = 0; i < n; i++) CHECK(driver.take(driver.peek(0).id));
-      };
-      // The device tells whoever was there before it that it has come.
-      turn(1);
-      driver.needs_notify();
-      device.needs_signal();
-      uint32_t kicks = 0, calls = 0;
-      for (uint32_t done = 0; done < 300000;) {
-        uint32_t late = 0;
-        while (late < size) {
-          const uint32_t n = 1 + r.below(std::min(size - late, 200u));
-          turn(n);
-          late += n;
+    for (uint32_t size : {8u, 256u, 16384u, 32768u}) {
+      const uint32_t most = std::min(size / 4, 200u), far = size - most;
+      // Chains that the driver is ahead of the device, and the device of the driver.
+      for (auto [offered, used] : {std::pair{0u, 0u}, {far, 0u}, {0u, far}, {far / 2, far / 2}}) {
+        Memory m(2 << 20);
+        SplitDriver driver;
+        driver.init(m.mapping->data(), m.base, size, features);
+        SplitDevice device;
+        SplitDevice::Options o;
+        o.ring = driver.addresses();
+        o.features = features;
+        std::string error;
+        CHECK(device.init(m.table, o, &error));
+        check::Random r(size);
+        for (uint32_t i = 0; i < size; i++) driver.set_desc(static_cast<uint16_t>(i), m.base, 64, 0, 0);
+        auto offer = [&](uint32_t n) {
+          driver.suppress_interrupts();
+          for (uint32_t i = 0; i < n; i++) driver.offer(static_cast<uint16_t>(driver.offered_idx() & (size - 1)));
+          driver.publish();
+        };
+        auto use = [&](uint32_t n) {
+          device.suppress_kicks();
+          CHECK(device.available(n) >= n);
+          for (uint32_t i = 0; i < n; i++) device.put_used(i, device.head(i), 0);
+          device.advance(n);
+          device.publish(n);
+        };
+        // The device tells once, since it does not know what the one before it has signalled.
+        offer(offered + used + 1);
+        use(used + 1);
+        CHECK(driver.used(1) >= 1 && driver.take(driver.peek(0).id));
+        driver.needs_notify();
+        device.needs_signal();
+        uint32_t kicks = 0, calls = 0;
+        for (uint32_t done = 0; done < 300000;) {
+          uint32_t late = 0;
+          for (const uint32_t until = std::min(size, 0x3f00u); late < until;) {
+            const uint32_t n = 1 + r.below(most);
+            offer(n);
+            use(n);
+            CHECK(driver.used(n) >= n);
+            for (uint32_t i = 0; i < n; i++) CHECK(driver.take(driver.peek(0).id));
+            late += n;
+          }
+          kicks += driver.needs_notify();
+          calls += device.needs_signal();
+          done += late;
         }
-        kicks += driver.needs_notify();
-        calls += device.needs_signal();
-        done += late;
+        CHECK_EQ(kicks, 0);
+        CHECK_EQ(calls, 0);
       }
-      CHECK_EQ(kicks, 0);
-      CHECK_EQ(calls, 0);
     }
   }
 }

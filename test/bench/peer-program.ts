@@ -140,7 +140,7 @@ async function logInTurns(turns: number, ms: number, driver: number, mostDelay: 
   await log(false);
   // The machine changes its pace in the middle of a sample, too: such a pair of turns comes to lie at an end.
   neighbours.sort((x, y) => x.on / x.off - y.on / y.off);
-  const { on, off } = neighbours[neighbours.length >> 1] ?? { on: 0, off: 0 };
+  const { on, off } = neighbours[(neighbours.length - 1) >> 1] ?? { on: 0, off: 0 };
   return { on, off, turns: neighbours.length };
 }
 
