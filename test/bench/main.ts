@@ -50,7 +50,7 @@ const { quick = false } = values;
 const frames = (values.frames ?? (quick ? '64,1518' : '64,256,512,1024,1518')).split(',').map(Number);
 const pairs = Number(values.pairs ?? (quick ? 3 : 7));
 limits.delay = Number(values.delay ?? 5) / 100;
-// On a machine where most samples are dropped it would take a minute and a half.
+// Where most samples are dropped, three tries for each took 70 s.
 if (quick) limits.tries = 1.5;
 const windowMs = Number(values.window ?? (quick ? 120 : 250));
 if (!frames.every((n) => n >= 64 && n <= 1518) || !(pairs >= 1) || !(windowMs >= 20) || !(limits.delay > 0)) {
