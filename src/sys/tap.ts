@@ -277,7 +277,7 @@ function explain(name: string, error: unknown): VhostPciError {
   const why: Record<string, string> = {
     ENOENT: '/dev/net/tun does not exist: load the module tun',
     EPERM: `not permitted: run as root, or have it made by "ip tuntap add ${name} mode tap multi_queue vnet_hdr user …"`,
-    EACCES: 'no permission for /dev/net/tun: run as root',
+    EACCES: 'no permission for /dev/net/tun: run as root, or let others have it (chmod 666 /dev/net/tun)',
     EBUSY: 'another process has it',
     EINVAL: 'it exists and is not a TAP interface with vnet_hdr',
   };
