@@ -14,6 +14,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   init_app_queue(env, exports);
   init_worker(env, exports);
   init_relay(env, exports);
+  init_log_mover(env, exports);
   return exports;
 }
 

@@ -15,5 +15,6 @@ void init_simple_queues(Napi::Env env, Napi::Object exports);
 void init_app_queue(Napi::Env env, Napi::Object exports);
 void init_worker(Napi::Env env, Napi::Object exports);
 void init_relay(Napi::Env env, Napi::Object exports);
+void init_log_mover(Napi::Env env, Napi::Object exports);
 
 }  // namespace vpci::js

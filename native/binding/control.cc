@@ -183,36 +183,11 @@ class ControlDriverObject : public Napi::ObjectWrap<ControlDriverObject> {
   std::vector<uint8_t> data_;
 };
 
-Napi::Value move_dirty_bits_js(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  const uint64_t bytes = to_integer(info[4], "bytes");
-  if (!info[5].IsNumber()) throw_type(env, "shiftPages has to be a number");
-  const double shift = info[5].As<Napi::Number>().DoubleValue();
-  const double bound = static_cast<double>(kMaxSafe);
-  if (!(shift >= -bound && shift <= bound) || shift != static_cast<double>(static_cast<int64_t>(shift))) {
-    throw_range(env, "shiftPages has to be a safe integer");
-  }
-  const Place from = to_place(info[0], info[1], bytes, 1, "from");
-  const uint64_t first = absent(info[6]) ? 0 : to_integer(info[6], "first");
-  const uint64_t count = absent(info[7]) ? UINT64_MAX : to_integer(info[7], "count");
-  // Bits that land behind the end of `to` have no page there and are dropped.
-  const Place to = to_place(info[2], info[3], 0, 1, "to");
-  if (!from.mapping->writable() || !to.mapping->writable()) throw_errno(env, EACCES, "moveDirtyBits");
-  const uint64_t moved =
-      move_dirty_bits(from.mapping->data() + from.offset, bytes, to.mapping->data() + to.offset,
-                      to.mapping->size() - to.offset, static_cast<int64_t>(shift), first, count);
-  if (from.mapping->faulted() || to.mapping->faulted()) {
-    throw_errno(env, EFAULT, "moveDirtyBits", "the mapped file has shrunk");
-  }
-  return Napi::Number::New(env, static_cast<double>(moved));
-}
-
 }  // namespace
 
 void init_control(Napi::Env env, Napi::Object exports) {
   exports.Set(ControlDeviceObject::kName, ControlDeviceObject::define(env));
   exports.Set(ControlDriverObject::kName, ControlDriverObject::define(env));
-  exports.Set("moveDirtyBits", Napi::Function::New(env, move_dirty_bits_js, "moveDirtyBits"));
 }
 
 }  // namespace vpci::js

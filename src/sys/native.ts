@@ -340,16 +340,47 @@ export interface Worker {
   stop(): Promise<void>;
 }
 
-/**
- * Bitmap of written pages of 4096 bytes: bit n covers bytes from 4096·n of the address space's single file, in
- * the order of VHOST_USER_SET_LOG_BASE (`log[n / 8] |= 1 << (n % 8)`).
- */
-export interface DirtyLog {
+/** `bytes` bytes of bits from `offset` of a writable mapping, in the order of VHOST_USER_SET_LOG_BASE (`log[n / 8] |= 1 << (n % 8)`). */
+export interface Bitmap {
   readonly mapping: Mapping;
   readonly offset: number;
   readonly bytes: number;
+}
+
+/** Written pages of 4096 bytes: bit n covers bytes from 4096·n of the address space's single file. */
+export interface DirtyLog extends Bitmap {
   /** No other worker sets bits of this bitmap: then it takes neither locked operations nor fences. Default: false. */
   readonly alone?: boolean;
+}
+
+/** Pages [first, first + count) of one bitmap; page n is number n + shift in the other. */
+export interface PageRange {
+  readonly first: number;
+  readonly count: number;
+  readonly shift: number;
+}
+
+export interface LogMoverOptions {
+  /** Bits are taken here (atomic exchange with 0) and ORed into `to`; those outside of `to` are dropped. */
+  readonly from: Bitmap;
+  readonly to: Bitmap;
+  readonly ranges: readonly PageRange[];
+  /** Moves every `periodMs` milliseconds, until the memory of a bitmap has vanished, which `failed` tells. Else only `move` does. */
+  readonly thread?: { readonly periodMs: number; readonly failed: () => void };
+}
+
+/** Moves dirty bits from one bitmap to another. */
+export interface LogMover {
+  /** Bits that have arrived. */
+  readonly moved: number;
+  /** Every bit that was set before is in the target when it returns. Throws `EFAULT` when a bitmap's memory has vanished. */
+  move(): void;
+  /** Every page of the ranges counts as written. Throws as `move` does. */
+  markAll(): void;
+  /** The eventfd of somebody else, to be signalled whenever bits have arrived. */
+  signalTo(eventfd: number): void;
+  /** Nothing is moved once it returns. Idempotent. */
+  close(): void;
 }
 
 /** A thread that forwards eventfd signals and doorbell words; sleeps without a wake-up while nothing happens. */
@@ -439,19 +470,7 @@ export interface NativeAddon {
     /** Bytes that such a queue takes. */
     bytes(size: number, bufferBytes: number): number;
   };
-  /** Moves set bits: what is exchanged with 0 in `from` is ORed into `to`. Returns the number of bits that arrived. */
-  moveDirtyBits(
-    from: Mapping,
-    fromOffset: number,
-    to: Mapping,
-    toOffset: number,
-    bytes: number,
-    /** Added to every bit number. */
-    shiftPages: number,
-    /** Only `count` bits from number `first` on, exactly: by default all bits of `bytes`. */
-    first?: number,
-    count?: number,
-  ): number;
+  readonly LogMover: new (options: LogMoverOptions) => LogMover;
 
   // -- engine --------------------------------------------------------------------------------------------------
   readonly PeerQueue: new (

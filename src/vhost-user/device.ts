@@ -38,6 +38,8 @@ export interface BackEndDevice {
    * until one comes: nothing is written when it resolves.
    */
   logChanged(log: PeerLog | undefined): Promise<void>;
+  /** SET_LOG_FD brought an eventfd, to be signalled whenever something was written to the log. */
+  logSignalChanged(): void;
   /** SEND_RARP: the peer with this MAC (6 bytes) has moved here. */
   announce(mac: Buffer): void;
   /** NET_SET_MTU: 68 to 65535. */

@@ -207,6 +207,7 @@ export class Requests implements RequestHandler {
   setLogFd(fds: ReceivedFds): void {
     this.#state.logSignal?.[Symbol.dispose]();
     this.#state.logSignal = new OwnedFd(fds.takeOne()!);
+    this.#device.logSignalChanged();
   }
 
   async #setLog(log: DirtyLogFile | undefined): Promise<void> {

@@ -43,6 +43,8 @@ const PROTOCOL = bits(PROTOCOL_FEATURE.LOG_SHMFD, PROTOCOL_FEATURE.REPLY_ACK, PR
 class Bitmap {
   readonly fd = native.memfdCreate('log', LOG_BYTES);
   readonly mapping = new native.Mapping(this.fd, 0, LOG_BYTES, true);
+  readonly offset = 0;
+  readonly bytes = LOG_BYTES;
 
   close(): void {
     this.mapping.close();
@@ -241,7 +243,10 @@ export class MigratingPeer implements AsyncDisposable {
 
   /** Reads and clears the log: pages of the file. */
   #take(log: Bitmap): number[] {
-    native.moveDirtyBits(log.mapping, 0, this.#taken.mapping, 0, LOG_BYTES, 0);
+    const ranges = [{ first: 0, count: 8 * LOG_BYTES, shift: 0 }];
+    const mover = new native.LogMover({ from: log, to: this.#taken, ranges });
+    mover.move();
+    mover.close();
     const pages: number[] = [];
     for (const [{ gpa, pages: count }, base] of [
       [LOW, 0],

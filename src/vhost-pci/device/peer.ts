@@ -217,6 +217,11 @@ export class PeerConnection implements BackEndDevice {
     }
   }
 
+  logSignalChanged(): void {
+    const signal = this.#backEnd.state.logSignal;
+    if (signal) this.#mover?.signalTo(signal.fd);
+  }
+
   announce(mac: Buffer): void {
     if (this.#owner.link.phase === 'on') this.#owner.function?.send({ kind: 'announce', mac });
   }
@@ -325,22 +330,17 @@ export class PeerConnection implements BackEndDevice {
     let mover: DirtyLogMover;
     try {
       const failed = (error: VhostPciError): void => this.#backEnd.close(error);
-      const wrote = (): void => this.#signalLog();
-      mover = new DirtyLogMover(fn.pages, fn.layout, mapping, memory.regions, failed, offset, wrote);
+      mover = new DirtyLogMover(fn.pages, fn.layout, mapping, memory.regions, failed, offset);
     } catch (error) {
       mapping.close();
       throw error;
     }
     this.#endLog();
     this.#mover = mover;
+    this.logSignalChanged();
     // A connection that begins with a log takes the place of one that broke in the middle of a migration, perhaps with
     // the process that served it: what was written last, nobody moved. If it is a new guest, this costs one more pass.
     if (!this.#served) mover.markAll();
-  }
-
-  #signalLog(): void {
-    const signal = this.#backEnd.state.logSignal;
-    if (signal) native.eventfdSignal(signal.fd);
   }
 
   #endLog(): void {

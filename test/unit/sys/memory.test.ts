@@ -191,33 +191,3 @@ describe('RegionTable', () => {
     expect(errorOf(() => regions.read(0x10_0000n, 1)).code).toBe('EFAULT');
   });
 });
-
-describe('moveDirtyBits', () => {
-  it('moves every bit once, shifted, like a model over sets', () => {
-    const bits = fc.uniqueArray(fc.nat(8 * 64 - 1), { maxLength: 40 });
-    fc.assert(
-      fc.property(bits, bits, fc.integer({ min: -600, max: 600 }), (from, to, shift) => {
-        mapping.write(0, Buffer.alloc(4 * PAGE));
-        const image = (set: number[]) => {
-          const bytes = Buffer.alloc(64);
-          for (const n of set) bytes[n >> 3]! |= 1 << (n & 7);
-          return bytes;
-        };
-        mapping.write(0, image(from));
-        mapping.write(4 * PAGE - 64, image(to));
-        const landed = from.map((n) => n + shift).filter((n) => n >= 0 && n < 512);
-        expect(native.moveDirtyBits(mapping, 0, mapping, 4 * PAGE - 64, 64, shift)).toBe(landed.length);
-        expect(mapping.read(0, 64).every((byte) => byte === 0)).toBe(true);
-        expect(mapping.read(4 * PAGE - 64, 64).equals(image([...to, ...landed]))).toBe(true);
-      }),
-    );
-  });
-
-  it('checks its arguments', () => {
-    expect(() => native.moveDirtyBits(mapping, 4 * PAGE - 1, mapping, 0, 2, 0)).toThrow(RangeError);
-    expect(() => native.moveDirtyBits(mapping, 0, mapping, 4 * PAGE + 1, 2, 0)).toThrow(RangeError);
-    expect(() => native.moveDirtyBits(bad({}), 0, mapping, 0, 1, 0)).toThrow(TypeError);
-    expect(() => native.moveDirtyBits(mapping, 0, mapping, 0, 1, 0.5)).toThrow(RangeError);
-    expect(() => native.moveDirtyBits(mapping, 0, mapping, 0, 1, Number.NaN)).toThrow(RangeError);
-  });
-});

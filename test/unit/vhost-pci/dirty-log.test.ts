@@ -1,15 +1,15 @@
 import { closeSync, ftruncateSync } from 'node:fs';
 import fc from 'fast-check';
-import { afterEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it } from 'vitest';
 import { type Mapping, native } from '../../../src/sys/native.js';
 import type { VhostPciError } from '../../../src/util/errors.js';
-import { DirtyLogMover, type LogRegion, PERIOD_MS } from '../../../src/vhost-pci/device/dirty-log.js';
+import { DirtyLogMover, type LogRegion } from '../../../src/vhost-pci/device/dirty-log.js';
 import { PAGE } from '../../../src/vhost-pci/identity.js';
 import { sharedPagesLayout } from '../../../src/vhost-pci/shared-pages.js';
+import { sleep, until } from '../../support/scope.js';
 
 const open: (() => void)[] = [];
 afterEach(() => {
-  vi.useRealTimers();
   for (const close of open.splice(0).reverse()) close();
 });
 
@@ -117,23 +117,21 @@ describe('the mover of dirty bits', () => {
   });
 
   it('moves by itself, again and again', async () => {
-    vi.useFakeTimers();
     const r = rig();
     r.mover([{ gpa: 0n, size: FILE_PAGES * PAGE, fileOffset: 0 }]);
     for (const page of [3, 700]) {
       r.dirty(page);
-      await vi.advanceTimersByTimeAsync(2 * PERIOD_MS);
+      await until(`page ${page} is in the log`, 5000, () => r.logged().includes(page));
     }
     expect(r.logged()).toEqual([3, 700]);
   });
 
   it('moves no more after its end', async () => {
-    vi.useFakeTimers();
     const r = rig();
     const mover = r.mover([{ gpa: 0n, size: FILE_PAGES * PAGE, fileOffset: 0 }]);
     mover[Symbol.dispose]();
     r.dirty(5);
-    await vi.advanceTimersByTimeAsync(2 * PERIOD_MS);
+    await sleep(100);
     mover.flush();
     expect(r.logged()).toEqual([]);
     expect(r.errors).toEqual([]);
@@ -163,14 +161,34 @@ describe('the mover of dirty bits', () => {
   });
 
   it('tells once when the log is taken away, and does not throw', async () => {
-    vi.useFakeTimers();
     const r = rig();
     const mover = r.mover([{ gpa: 0n, size: FILE_PAGES * PAGE, fileOffset: 0 }]);
     ftruncateSync(r.logFd, 0);
     r.dirty(9);
-    await vi.advanceTimersByTimeAsync(2 * PERIOD_MS);
+    await until('it was told', 5000, () => r.errors.length > 0);
     mover.flush();
     expect(r.errors.map((e) => [e.code, e.scope])).toEqual([['ELOGMAP', 'connection']]);
+  });
+
+  it('tells at once when it is found out by a flush', () => {
+    const r = rig();
+    const mover = r.mover([{ gpa: 0n, size: FILE_PAGES * PAGE, fileOffset: 0 }]);
+    ftruncateSync(r.logFd, 0);
+    mover.markAll();
+    mover.flush();
+    expect(r.errors.map((e) => e.code)).toEqual(['ELOGMAP']);
+  });
+
+  it('signals an eventfd whenever bits have arrived, and not otherwise', async () => {
+    const r = rig();
+    const eventfd = native.eventfd();
+    open.push(() => closeSync(eventfd));
+    const mover = r.mover([{ gpa: 0n, size: FILE_PAGES * PAGE, fileOffset: 0 }]);
+    mover.signalTo(eventfd);
+    mover.flush();
+    expect(native.eventfdTake(eventfd)).toBe(0);
+    r.dirty(1);
+    await until('a signal', 5000, () => native.eventfdTake(eventfd) === 1);
   });
 
   it('leaves the bits that no region has, and those of a region that is there no more', () => {
@@ -231,28 +249,5 @@ describe('the mover of dirty bits', () => {
     const range = (first: number, count: number): number[] =>
       Array.from({ length: count }, (_, i) => first + i);
     expect(r.logged()).toEqual([...range(3, 70), ...range(200, 5)]);
-  });
-
-  it('goes over a large memory in slices, and all of it in the end', async () => {
-    vi.useFakeTimers();
-    const pages = (3 << 18) + 5;
-    const large = sharedPagesLayout(pages * PAGE);
-    const shared = memory(large.size).mapping;
-    const { fd, mapping: log } = memory(Math.ceil(pages / 8));
-    const own = new native.Mapping(fd, 0, log.size, true);
-    using mover = new DirtyLogMover(
-      shared,
-      large,
-      own,
-      [{ gpa: 0n, size: pages * PAGE, fileOffset: 0 }],
-      () => {},
-    );
-    const dirty = [0, (1 << 18) - 1, 1 << 18, pages - 1];
-    for (const page of dirty) shared.write(large.bitmapOffset + (page >> 3), Buffer.of(1 << (page & 7)));
-    await vi.advanceTimersByTimeAsync(PERIOD_MS);
-    expect(mover.moved).toBe(2);
-    await vi.advanceTimersByTimeAsync(PERIOD_MS);
-    expect(mover.moved).toBe(4);
-    for (const page of dirty) expect(log.read(page >> 3, 1)[0]).toBe(1 << (page & 7));
   });
 });

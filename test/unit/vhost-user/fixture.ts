@@ -54,6 +54,9 @@ export class TestDevice implements BackEndDevice {
     this.#note('logChanged', log ? String(log.size) : 'off');
     await this.gate;
   }
+  logSignalChanged(): void {
+    this.#note('logSignalChanged');
+  }
   announce(mac: Buffer): void {
     this.#note('announce', mac.toString('hex'));
   }
