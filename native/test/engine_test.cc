@@ -3,7 +3,6 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -13,10 +12,10 @@
 #include "../core/relay.h"
 #include "../core/sink_queue.h"
 #include "../core/source_queue.h"
-#include "../core/tap_queue.h"
 #include "../core/test_frame.h"
 #include "../core/worker.h"
 #include "check.h"
+#include "tap_fixture.h"
 
 namespace vpci::test {
 namespace {
@@ -34,16 +33,6 @@ bool readable(int fd, int timeout_ms = 0) {
   pollfd p{fd, POLLIN, 0};
   return poll(&p, 1, timeout_ms) == 1;
 }
-
-// A tun fd is a packet device: a datagram socket stands in for it, header and all.
-struct FakeTap {
-  int fds[2] = {-1, -1};
-  FakeTap() { CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0); }
-  ~FakeTap() {
-    close(fds[0]);
-    if (fds[1] >= 0) close(fds[1]);
-  }
-};
 
 }  // namespace
 

@@ -1,0 +1,22 @@
+// What stands in for a TAP device in tests.
+#pragma once
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "../core/tap_queue.h"
+#include "check.h"
+
+namespace vpci::test {
+
+// A tun fd is a packet device: a datagram socket stands in for it, header and all.
+struct FakeTap {
+  int fds[2] = {-1, -1};
+  FakeTap() { CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0); }
+  ~FakeTap() {
+    close(fds[0]);
+    if (fds[1] >= 0) close(fds[1]);
+  }
+};
+
+}  // namespace vpci::test
