@@ -89,14 +89,17 @@ class PeerRings final : public PeerQueue {
   uint32_t refuse_all(const Burst& burst);
   template <bool kLog>
   uint32_t send_burst(const Burst& burst);
+  // Not inlined: the short way would have fewer registers.
   template <bool kLog>
-  Sent send_chains(const Burst& burst, const Packet& packet, NetHeader header, uint32_t* used);
+  [[gnu::noinline]] Sent send_chains(const Burst& burst, const Packet& packet, NetHeader header, uint32_t* used);
   template <bool kLog>
   void write_pieces(const Burst& burst, const Packet& packet, const NetHeader& header);
   template <bool kLog>
   void run_copies();
   template <bool kLog>
   bool publish_sent(uint32_t used);
+  bool collect_chain(uint16_t head, uint32_t most, uint64_t* length);
+  void mark_pieces(uint64_t bytes) const;
 
   std::shared_ptr<const RegionTable> table_;
   std::shared_ptr<const DirtyLog> log_;

@@ -173,23 +173,7 @@ typename PeerRings<Ring>::Sent PeerRings<Ring>::send_chains(const Burst& burst, 
     }
     if (walk_budget_ == 0) return give_up(Sent::kNoRoom);
     last_head = ring.head(chains);
-    last_length = 0;
-    bool readable_piece = false;
-    Walk walk = ring.walk(last_head, [&](uint8_t* data, uint32_t length, bool writable) {
-      if (!writable) {
-        readable_piece = true;
-        return false;
-      }
-      if (walk_budget_) walk_budget_--;
-      if (piece_count_ == pieces_.size()) return true;
-      pieces_[piece_count_++] = {data, length};
-      last_length += length;
-      return true;
-    });
-    if (walk == Walk::kMalformed || readable_piece) {
-      set_broken(true, ring.cause() ? ring.cause() : "readable descriptor in a receiveq");
-      return give_up(Sent::kBroken);
-    }
+    if (!collect_chain(last_head, static_cast<uint32_t>(pieces_.size()), &last_length)) return give_up(Sent::kBroken);
     if (chains == 0 && last_length < header_bytes_) {
       // VIRTIO 1.3, 5.1.6.3.1: no buffer is that short. It goes back empty.
       ring.put_used((*used)++, last_head, 0);
@@ -214,6 +198,30 @@ typename PeerRings<Ring>::Sent PeerRings<Ring>::send_chains(const Burst& burst, 
   *used += chains;
   ring.advance(chains);
   return Sent::kTaken;
+}
+
+// Puts the pieces of a chain behind those that are there, until there are `most`; *length is what they hold. The rest
+// of the chain is looked at too. False: the ring is broken.
+template <class Ring>
+bool PeerRings<Ring>::collect_chain(uint16_t head, uint32_t most, uint64_t* length) {
+  uint64_t bytes = 0;
+  bool readable_piece = false;
+  Walk walk = receive_.ring.walk(head, [&](uint8_t* data, uint32_t piece, bool writable) {
+    if (!writable) {
+      readable_piece = true;
+      return false;
+    }
+    if (walk_budget_) walk_budget_--;
+    if (piece_count_ == most) return true;
+    pieces_[piece_count_++] = {data, piece};
+    bytes += piece;
+    return true;
+  });
+  *length = bytes;
+  if (walk != Walk::kMalformed && !readable_piece) return true;
+  const char* const cause = receive_.ring.cause();
+  set_broken(true, cause ? cause : "readable descriptor in a receiveq");
+  return false;
 }
 
 // The header and the frame, across pieces that are long enough in all.
@@ -241,12 +249,26 @@ void PeerRings<Ring>::write_pieces(const Burst& burst, const Packet& packet, con
     const Segment& s = burst.extra[packet.more + i - 1];
     put(s.data, s.length);
   }
-  if (!kLog) return;
-  for (uint32_t i = 0; i < index; i++) receive_.ring.mark(Written::kBuffer, pieces_[i].data, pieces_[i].length);
-  if (at != 0) receive_.ring.mark(Written::kBuffer, pieces_[index].data, at);
+  if (kLog) mark_pieces(static_cast<uint64_t>(header_bytes_) + packet.length);
+}
+
+// Logs the first `bytes` bytes of the pieces, which were written. There is a log.
+template <class Ring>
+void PeerRings<Ring>::mark_pieces(uint64_t bytes) const {
+  DirtyLog::Waiting waiting = receive_.ring.waiting();
+  typename Ring::Marks marks(receive_.ring, waiting);
+  for (const Segment* piece = pieces_.data(); bytes > 0; piece++) {
+    const uint64_t part = std::min<uint64_t>(bytes, piece->length);
+    marks.add(Written::kBuffer, piece->data, part);
+    bytes -= part;
+  }
 }
 
 template uint32_t PeerRings<SplitDevice>::send(const Burst&);
 template uint32_t PeerRings<PackedDevice>::send(const Burst&);
+template bool PeerRings<SplitDevice>::collect_chain(uint16_t, uint32_t, uint64_t*);
+template bool PeerRings<PackedDevice>::collect_chain(uint16_t, uint32_t, uint64_t*);
+template void PeerRings<SplitDevice>::mark_pieces(uint64_t) const;
+template void PeerRings<PackedDevice>::mark_pieces(uint64_t) const;
 
 }  // namespace vpci
