@@ -43,6 +43,8 @@ class DriverQueue final : public PortQueue {
   uint32_t receive(Burst& burst) override;
   void release(Burst& burst, uint32_t n) override;
   uint32_t send(const Burst& burst) override;
+  uint32_t room(iovec* pieces, uint32_t most, uint32_t bytes) override;
+  void place(const NetHeader& header, uint32_t length) override;
   int wait_fd(bool for_send) override;
   bool arm(bool for_send) override;
   void disarm(bool for_send) override;
@@ -74,7 +76,12 @@ class DriverQueue final : public PortQueue {
 
   // -- send (driver_send.cc) --
   uint32_t collect_sent(uint32_t wanted);
+  uint32_t buffers_of(uint32_t length) const { return (header_bytes_ + length + buffer_bytes_ - 1) / buffer_bytes_; }
+  uint8_t* free_buffer(uint32_t i) const {
+    return buffer(transmit_, free_[(free_head_ + i) & (transmit_.ring.size() - 1)]);
+  }
   void send_chain(const Burst& burst, const Packet& packet, const NetHeader& header, uint32_t count);
+  void link_chain(uint32_t count, uint32_t last_bytes);
 
   std::shared_ptr<Mapping> mapping_;
   uint64_t features_ = 0;

@@ -98,8 +98,6 @@ uint32_t DriverQueue::send(const Burst& burst) {
 // The packet over the buffers of the next `count` free descriptors.
 void DriverQueue::send_chain(const Burst& burst, const Packet& packet, const NetHeader& header,
                              uint32_t count) {
-  SplitDriver& ring = transmit_.ring;
-  const uint32_t mask = ring.size() - 1;
   uint32_t index = 0, at = 0;
   auto put = [&](const uint8_t* from, uint32_t length) {
     while (length) {
@@ -108,7 +106,7 @@ void DriverQueue::send_chain(const Burst& burst, const Packet& packet, const Net
         at = 0;
       }
       uint32_t part = std::min(length, buffer_bytes_ - at);
-      copy_bytes(buffer(transmit_, free_[(free_head_ + index) & mask]) + at, from, part);
+      copy_bytes(free_buffer(index) + at, from, part);
       from += part;
       length -= part;
       at += part;
@@ -120,16 +118,64 @@ void DriverQueue::send_chain(const Burst& burst, const Packet& packet, const Net
     const Segment& s = burst.extra[packet.more + i - 1];
     put(s.data, s.length);
   }
+  link_chain(count, at);
+}
+
+// The next `count` free descriptors become a chain of full buffers, the last of which has `last_bytes`.
+void DriverQueue::link_chain(uint32_t count, uint32_t last_bytes) {
+  SplitDriver& ring = transmit_.ring;
+  const uint32_t mask = ring.size() - 1;
   // From the last to the first, so that each knows its successor.
   uint16_t next = 0;
   for (uint32_t i = count; i-- > 0;) {
     uint16_t d = free_[(free_head_ + i) & mask];
     bool last = i == count - 1;
-    ring.set_desc(d, buffer_address(transmit_, d), last ? at : buffer_bytes_, last ? 0 : kDescNext, next);
+    ring.set_desc(d, buffer_address(transmit_, d), last ? last_bytes : buffer_bytes_, last ? 0 : kDescNext,
+                  next);
     chain_next_[d] = next;
     next = d;
   }
   chain_length_[next] = static_cast<uint16_t>(count);
+}
+
+uint32_t DriverQueue::room(iovec* pieces, uint32_t most, uint32_t bytes) {
+  SplitDriver& ring = transmit_.ring;
+  const uint32_t count = buffers_of(bytes);
+  // Without CSUM a checksum may have to be completed: see send.
+  if (broken(true) || !(features_ & kNetCsum) || bytes == 0 || count > most || count > ring.size()) return 0;
+  if (!transmit_.armed) ring.suppress_interrupts();
+  if (free_tail_ - free_head_ < count && collect_sent(count) < count) return 0;
+  if (broken(true)) return 0;
+  uint32_t skip = header_bytes_;
+  for (uint32_t i = 0; i < count; i++) {
+    const uint32_t part = std::min(bytes, buffer_bytes_ - skip);
+    pieces[i] = {free_buffer(i) + skip, part};
+    bytes -= part;
+    skip = 0;
+  }
+  return count;
+}
+
+void DriverQueue::place(const NetHeader& header, uint32_t length) {
+  if (length == 0) return;
+  NetHeader fitted = header;
+  if (fit_for_device(&fitted, features_) != Offload::kPass) {
+    send_stats.drop(Drop::kOffload);
+    return;
+  }
+  fitted.num_buffers = 0;  // VIRTIO 1.3, 5.1.6.2.1
+  const uint32_t count = buffers_of(length);
+  const uint16_t head = free_[free_head_ & (transmit_.ring.size() - 1)];
+  std::memcpy(free_buffer(0), &fitted, header_bytes_);
+  link_chain(count, header_bytes_ + length - (count - 1) * buffer_bytes_);
+  transmit_.ring.offer(head);
+  free_head_ += count;
+  if (memory_vanished()) return;
+  transmit_.ring.publish();
+  send_stats.packets.add(1);
+  send_stats.bytes.add(length);
+  send_stats.burst(1);
+  send_stats.fill.set(transmit_.ring.size() - (free_tail_ - free_head_));
 }
 
 }  // namespace vpci

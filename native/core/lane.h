@@ -29,11 +29,14 @@ struct Lane {
   // Nothing will come any more, and nothing waits.
   bool idle_for_good() const { return burst.empty() && (from->broken(false) || from->ended()); }
 
-  // One burst. True when packets moved.
+  // One burst; or, while none waits, some frames straight, so that their order is kept. True when packets moved.
   bool round() {
     bool moved = false;
     if (burst.empty()) {
-      if (from->broken(false) || from->receive(burst) == 0) return false;
+      if (from->broken(false)) return false;
+      const PortQueue::Straight straight = from->receive_into(*to);
+      if (straight != PortQueue::Straight::kNo) return straight == PortQueue::Straight::kMoved;
+      if (from->receive(burst) == 0) return false;
       moved = true;
     }
     const uint32_t sent = to->send(burst);

@@ -1,5 +1,5 @@
-// Set-up, notifications and the end of a peer queue. The packet paths are in peer_receive.cc and
-// peer_send.cc.
+// Set-up, notifications and the end of a peer queue. The packet paths are in peer_receive.cc, peer_send.cc and
+// peer_room.cc.
 #include "peer_rings.h"
 
 namespace vpci {

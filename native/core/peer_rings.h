@@ -25,6 +25,8 @@ class PeerRings final : public PeerQueue {
   uint32_t receive(Burst& burst) override;
   void release(Burst& burst, uint32_t n) override;
   uint32_t send(const Burst& burst) override;
+  uint32_t room(iovec* pieces, uint32_t most, uint32_t bytes) override;
+  void place(const NetHeader& header, uint32_t length) override;
   int wait_fd(bool for_send) override;
   bool arm(bool for_send) override;
   void disarm(bool for_send) override;
@@ -123,6 +125,17 @@ class PeerRings final : public PeerQueue {
   std::vector<Segment> pieces_;  // of the receive chains of one packet
   uint32_t piece_count_ = 0;
   uint32_t walk_budget_ = 0;     // pieces that this call may still look at
+
+  // The room that was given last (peer_room.cc): its chains, whose pieces are pieces_, as they were when looked at.
+  static constexpr uint32_t kRoomPieces = 64;
+  struct RoomChain {
+    uint16_t head;
+    uint32_t length;  // no more than the room
+  };
+  RoomChain room_[kRoomPieces];
+  uint32_t room_chains_ = 0;
+  uint32_t room_bytes_ = 0;  // with the header
+
   OffloadFit offload_;
 };
 

@@ -2,6 +2,8 @@
 // to the one worker thread that has the queue; the worker guarantees that nobody else calls them.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <atomic>
 #include <cstdint>
 
@@ -25,6 +27,22 @@ class PortQueue {
   // Takes packets from the front of the burst, copying them; does not change the burst. Returns how many were
   // taken: delivered, or dropped here with their cause counted. Fewer than burst.count() means no room now.
   virtual uint32_t send(const Burst& burst) = 0;
+
+  // -- straight from a source into a destination's buffers ---------------------------------------------------
+  enum class Straight : uint8_t {
+    kNo,       // not now: the packets take the way over a burst
+    kNothing,  // there is nothing to receive
+    kMoved,
+  };
+  // Receives frames into `to`'s room, without a copy in between, when that pays and there is room.
+  virtual Straight receive_into(PortQueue&) { return Straight::kNo; }
+  // Where the next frame may be written: fills up to `most` pieces, of `bytes` bytes in all, and returns how many. 0
+  // when there is no room for such a frame now, or when frames have to come by send. Takes nothing: the room may be
+  // left as it is, and is the caller's until the next call of room, place, send or detached.
+  virtual uint32_t room(iovec* /*pieces*/, uint32_t /*most*/, uint32_t /*bytes*/) { return 0; }
+  // What was written into the room: a frame of `length` bytes whose header was checked, which is delivered, or dropped
+  // here with its cause counted; or, with 0 bytes, nothing that counts, anywhere in the room.
+  virtual void place(const NetHeader& /*header*/, uint32_t /*length*/) {}
 
   // -- sleeping ----------------------------------------------------------------------------------------------
   // fd that becomes readable when there may be packets to receive (for_send: room to send), or -1 when that side

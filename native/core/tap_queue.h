@@ -22,6 +22,7 @@ class TapQueue final : public PortQueue {
   ~TapQueue() override;
 
   uint32_t receive(Burst& burst) override;
+  Straight receive_into(PortQueue& to) override;
   void release(Burst& burst, uint32_t n) override { burst.begin += n; }
   uint32_t send(const Burst& burst) override;
   int wait_fd(bool for_send) override { return for_send ? writable_ : fd_.get(); }
@@ -30,12 +31,21 @@ class TapQueue final : public PortQueue {
 
  private:
   explicit TapQueue(uint32_t max_frame);
+  enum class Read : uint8_t {
+    kFrame,
+    kDropped,
+    kNothing,  // there was no packet, and nothing was written
+    kFailed,   // no frame, and no reason to read on
+  };
+  Read read_frame(const iovec* parts, uint32_t count, NetHeader* header, uint32_t* length);
+  void count_received(uint32_t frames, uint64_t bytes);
   int write_packet(const Burst& burst, const Packet& packet);
 
   OwnFd fd_;
   int writable_ = -1;  // an epoll fd that becomes readable when the tun fd is writable
   const uint32_t max_frame_;
-  std::vector<uint8_t> memory_;  // a burst of frames, each behind its header
+  bool long_frames_ = false;     // the last frame that was received was one
+  std::vector<uint8_t> memory_;  // a burst of frames
   std::vector<uint8_t> linear_;  // a frame of more pieces than one system call takes
 };
 

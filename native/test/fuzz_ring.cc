@@ -178,6 +178,16 @@ void run(const uint8_t* data, size_t size) {
           frames.add(14 + in.word() % 2000, 1, h);
         }
         q->send(frames.burst);
+        // And straight, with whatever was written to the room.
+        iovec pieces[64];
+        const uint32_t bytes = in.word() % 3000u;
+        for (PortQueue* to : {static_cast<PortQueue*>(q.get()), static_cast<PortQueue*>(driver.get())}) {
+          const uint32_t n = to->room(pieces, in.byte() % 65u, bytes);
+          for (uint32_t i = 0; i < n; i++) std::memset(pieces[i].iov_base, op, pieces[i].iov_len);
+          if (in.byte() & 1) scribble(in, m, rx);
+          const NetHeader h = op & 16 ? NetHeader{1, 0, 0, 0, 14, 2, 0} : NetHeader{};
+          if (n) to->place(h, op & 32 ? in.word() % (bytes + 1) : 0);
+        }
         break;
       }
       case 10:
