@@ -1,5 +1,5 @@
-// A burst's copies in vectors of 64, 32 or 16 bytes, chosen at run time: the binary runs on every CPU of its
-// architecture.
+// A burst's copies in vectors of 32 or 16 bytes, chosen at run time: the binary runs on every CPU of its architecture.
+// Vectors of 64 bytes are no better: frames are not aligned, and each store of such a vector takes two lines.
 #include "frame_copy.h"
 
 #include <algorithm>
@@ -15,9 +15,9 @@ namespace {
 
 // Beyond this the C library's ways are better.
 constexpr uint32_t kLong = 8192;
-// Beyond this the lines of a frame far ahead are asked for while one is copied: the CPU itself looks no further than
-// the end of a frame, and a line of another CPU takes longer than a frame.
-constexpr uint32_t kManyLines = 256, kAhead = 2;
+// Beyond this the lines of a frame far ahead are asked for, one with each line that is copied: the CPU itself looks no
+// further than the end of a frame, and a line of another CPU takes longer than some frames.
+constexpr uint32_t kManyLines = 256, kAhead = 4;
 
 void run_portable(const CopyList::Copy* copies, uint32_t n) {
   for (uint32_t i = 0; i < n; i++) copy_bytes(copies[i].to, copies[i].from, copies[i].bytes);
@@ -50,32 +50,6 @@ VPCI_TARGET("avx2") void run_avx2(const CopyList::Copy* copies, uint32_t n) {
     move32(c.to + c.bytes - 32, c.from + c.bytes - 32);
   }
 }
-
-// All loads come before the stores: a load waits for an earlier store whose address has the same low bits.
-VPCI_TARGET("avx512f") inline void move256(uint8_t* to, const uint8_t* from) {
-  const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + 64);
-  const __m512i c = _mm512_loadu_si512(from + 128), d = _mm512_loadu_si512(from + 192);
-  _mm512_storeu_si512(to, a);
-  _mm512_storeu_si512(to + 64, b);
-  _mm512_storeu_si512(to + 128, c);
-  _mm512_storeu_si512(to + 192, d);
-}
-
-// What is left behind the last whole vector goes through a mask: no store touches a line twice.
-VPCI_TARGET("avx512f,avx512bw") void run_avx512(const CopyList::Copy* copies, uint32_t n) {
-  for (uint32_t i = 0; i < n; i++) {
-    const CopyList::Copy c = copies[i];
-    if (c.bytes > kLong) {
-      std::memcpy(c.to, c.from, c.bytes);
-      continue;
-    }
-    uint32_t at = 0;
-    for (; at + 256 <= c.bytes; at += 256) move256(c.to + at, c.from + at);
-    for (; at + 64 <= c.bytes; at += 64) _mm512_storeu_si512(c.to + at, _mm512_loadu_si512(c.from + at));
-    const __mmask64 rest = (1ull << (c.bytes - at)) - 1;
-    if (rest) _mm512_mask_storeu_epi8(c.to + at, rest, _mm512_maskz_loadu_epi8(rest, c.from + at));
-  }
-}
 #endif
 
 }  // namespace
@@ -84,7 +58,6 @@ std::vector<CopyList::Way> CopyList::ways() {
   std::vector<Way> ways;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) ways.push_back(run_avx512);
   if (__builtin_cpu_supports("avx2")) ways.push_back(run_avx2);
 #endif
   ways.push_back(run_portable);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Instructions a packet on the device side, by path: `make count` (needs valgrind). Valgrind knows no AVX-512, so
+# Instructions a packet on the device side, by path: `make count` (needs valgrind).
 # the copies that are counted are those of AVX2.
 set -eu
 program=$1
