@@ -100,7 +100,7 @@ class PeerRings final : public PeerQueue {
   void run_copies();
   template <bool kLog>
   bool publish_sent(uint32_t used);
-  bool collect_chain(uint16_t head, uint32_t most, uint64_t* length);
+  bool collect_chain(uint16_t head, uint32_t most, bool to_its_end, uint64_t* length);
   void mark_pieces(uint64_t bytes) const;
 
   std::shared_ptr<const RegionTable> table_;

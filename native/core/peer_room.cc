@@ -18,7 +18,7 @@ uint32_t PeerRings<Ring>::room(iovec* pieces, uint32_t most, uint32_t bytes) {
   const uint64_t need = static_cast<uint64_t>(header_bytes_) + bytes;
   uint64_t got = 0;
   uint32_t chains = 0;
-  // Bounded by `most`: one chain at most has more pieces, and is the last that is looked at.
+  // No more than `most` pieces and one are looked at: who has nothing to give costs the other lanes no more than that.
   while (got < need) {
     if (chains != 0 && !mergeable_) return 0;
     const uint32_t available = ring.available(chains + 1);
@@ -26,7 +26,7 @@ uint32_t PeerRings<Ring>::room(iovec* pieces, uint32_t most, uint32_t bytes) {
     if (available <= chains) return 0;
     const uint16_t head = ring.head(chains);
     uint64_t length = 0;
-    if (!collect_chain(head, most + 1, &length) || piece_count_ > most) return 0;
+    if (!collect_chain(head, most + 1, false, &length) || piece_count_ > most) return 0;
     if (chains == 0 && length < header_bytes_) return 0;  // send gives it back
     room_[chains++] = {head, static_cast<uint32_t>(std::min(length, need))};
     got += length;

@@ -116,7 +116,7 @@ uint32_t PeerRings<Ring>::send_burst(const Burst& burst) {
 }
 
 // A page is logged after it was written and before the used index that publishes it. Which pages is found out
-// first: the copies drive the list of them out of the CPU's cache.
+// first, while the first lines are on their way: the copies drive the list of them out of the CPU's cache.
 template <class Ring>
 template <bool kLog>
 void PeerRings<Ring>::run_copies() {
@@ -173,7 +173,8 @@ typename PeerRings<Ring>::Sent PeerRings<Ring>::send_chains(const Burst& burst, 
     }
     if (walk_budget_ == 0) return give_up(Sent::kNoRoom);
     last_head = ring.head(chains);
-    if (!collect_chain(last_head, static_cast<uint32_t>(pieces_.size()), &last_length)) return give_up(Sent::kBroken);
+    if (!collect_chain(last_head, static_cast<uint32_t>(pieces_.size()), true, &last_length))
+      return give_up(Sent::kBroken);
     if (chains == 0 && last_length < header_bytes_) {
       // VIRTIO 1.3, 5.1.6.3.1: no buffer is that short. It goes back empty.
       ring.put_used((*used)++, last_head, 0);
@@ -201,9 +202,9 @@ typename PeerRings<Ring>::Sent PeerRings<Ring>::send_chains(const Burst& burst, 
 }
 
 // Puts the pieces of a chain behind those that are there, until there are `most`; *length is what they hold. The rest
-// of the chain is looked at too. False: the ring is broken.
+// of the chain is looked at if it is to be checked to its end. False: the ring is broken.
 template <class Ring>
-bool PeerRings<Ring>::collect_chain(uint16_t head, uint32_t most, uint64_t* length) {
+bool PeerRings<Ring>::collect_chain(uint16_t head, uint32_t most, bool to_its_end, uint64_t* length) {
   uint64_t bytes = 0;
   bool readable_piece = false;
   Walk walk = receive_.ring.walk(head, [&](uint8_t* data, uint32_t piece, bool writable) {
@@ -212,7 +213,7 @@ bool PeerRings<Ring>::collect_chain(uint16_t head, uint32_t most, uint64_t* leng
       return false;
     }
     if (walk_budget_) walk_budget_--;
-    if (piece_count_ == most) return true;
+    if (piece_count_ == most) return to_its_end;
     pieces_[piece_count_++] = {data, piece};
     bytes += piece;
     return true;
@@ -266,8 +267,8 @@ void PeerRings<Ring>::mark_pieces(uint64_t bytes) const {
 
 template uint32_t PeerRings<SplitDevice>::send(const Burst&);
 template uint32_t PeerRings<PackedDevice>::send(const Burst&);
-template bool PeerRings<SplitDevice>::collect_chain(uint16_t, uint32_t, uint64_t*);
-template bool PeerRings<PackedDevice>::collect_chain(uint16_t, uint32_t, uint64_t*);
+template bool PeerRings<SplitDevice>::collect_chain(uint16_t, uint32_t, bool, uint64_t*);
+template bool PeerRings<PackedDevice>::collect_chain(uint16_t, uint32_t, bool, uint64_t*);
 template void PeerRings<SplitDevice>::mark_pieces(uint64_t) const;
 template void PeerRings<PackedDevice>::mark_pieces(uint64_t) const;
 

@@ -40,7 +40,7 @@ class PortQueue {
   // when there is no room for such a frame now, or when frames have to come by send. Takes nothing: the room may be
   // left as it is, and is the caller's until the next call of room, place, send or detached.
   virtual uint32_t room(iovec* /*pieces*/, uint32_t /*most*/, uint32_t /*bytes*/) { return 0; }
-  // What was written into the room: a frame of `length` bytes whose header was checked, which is delivered, or dropped
+  // After a room that was not 0. What was written into it: a frame of `length` bytes whose header was checked, which is delivered, or dropped
   // here with its cause counted; or, with 0 bytes, nothing that counts, anywhere in the room.
   virtual void place(const NetHeader& /*header*/, uint32_t /*length*/) {}
 

@@ -16,13 +16,12 @@ namespace {
 constexpr uint32_t kHeaderBytes = sizeof(NetHeader);
 // With offload a frame has up to 64 KiB behind its Ethernet header. One byte more tells what did not fit.
 constexpr uint32_t kSlotBytes = kDefaultMaxFrame + 1;
-// A burst ends when it has this many bytes: what was read is still in the CPU's own cache when it is copied on.
+// A burst ends when it has this many bytes: what was read is still in the CPU's own cache when it is copied on, and the
+// other lanes have their turn.
 constexpr size_t kBurstBytes = 128 << 10;
 constexpr size_t kLine = 64;
 // From this length on it pays to look for room at the destination first.
 constexpr uint32_t kLongFrame = 8 << 10;
-// Such frames in one round: then other lanes have their turn.
-constexpr uint32_t kStraightFrames = 8;
 constexpr uint32_t kPieces = 64;  // more in one packet are rare; IOV_MAX is 1024
 static_assert(kPieces + 2 <= IOV_MAX);
 
@@ -117,7 +116,7 @@ PortQueue::Straight TapQueue::receive_into(PortQueue& to) {
   Straight result = Straight::kNo;
   uint32_t frames = 0;
   uint64_t bytes = 0;
-  for (uint32_t turn = 0; turn < kStraightFrames && long_frames_; turn++) {
+  for (uint32_t turn = 0; turn < Burst::kMax && bytes < kBurstBytes && long_frames_; turn++) {
     NetHeader header;
     uint8_t beyond;  // tells what did not fit
     iovec parts[kPieces + 2];

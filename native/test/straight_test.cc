@@ -146,6 +146,22 @@ void no_rooms() {
   no_room<Ring>(kFeatures, 64, {{big}}, false);
 }
 
+// What is behind the pieces that a room can have is not looked at, however long it is, before there is a frame.
+template <class Ring>
+void longer_than_a_room() {
+  Receiver<Ring> p(kFeatures);
+  std::vector<VirtqDesc> chain(65, VirtqDesc{kData, 3000, kDescWrite, 0});
+  chain.push_back({UINT64_MAX - 4096, 64, kDescWrite, 0});
+  p.rx.offer(chain);
+  iovec pieces[64];
+  CHECK_EQ(p.q->room(pieces, 64, 300000), 0);
+  CHECK(p.q->broken(true) == nullptr);
+  Frames frames;
+  frames.add(4000, 1);
+  p.q->send(frames.burst);
+  CHECK(p.q->broken(true) != nullptr);
+}
+
 template <class Ring>
 void malformed_chains() {
   auto writable = [](std::vector<VirtqDesc> chain) {
@@ -283,6 +299,11 @@ TEST("the longest frame goes straight into the buffers that Linux offers, merged
 TEST("where a frame cannot go straight no room is given, and the ring is as it was") {
   no_rooms<Split>();
   no_rooms<Packed>();
+}
+
+TEST("a chain that is longer than any room is not looked at beyond it") {
+  longer_than_a_room<Split>();
+  longer_than_a_room<Packed>();
 }
 
 TEST("a malformed chain breaks the queue that is asked for room, with its cause") {
