@@ -54,6 +54,13 @@ VPCI_TARGET("avx2") void run_avx2(const CopyList::Copy* copies, uint32_t n) {
 
 }  // namespace
 
+void CopyList::ask() const {
+  for (uint32_t i = 0; i < std::min(kAhead, count_); i++) {
+    if (copies_[i].bytes <= kManyLines) continue;
+    for (uint32_t at = 0; at < copies_[i].bytes; at += 64) prefetch_for_write(copies_[i].to + at);
+  }
+}
+
 std::vector<CopyList::Way> CopyList::ways() {
   std::vector<Way> ways;
 #if defined(__x86_64__)

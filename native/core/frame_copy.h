@@ -1,6 +1,6 @@
-// Copies of frames. A burst's copies are collected and done in one call, with the widest vectors that the CPU
-// has: a line that another CPU owns then waits in one place of the store queue and not in four, and more
-// lines are on their way at a time. Single copies, of what is not a frame in one piece, are inline.
+// Copies of frames. A burst's copies are collected and done in one call, with wide vectors where the CPU has them, and
+// with the lines of later frames asked for meanwhile: many lines that another CPU owns are on their way at a time. Single
+// copies, of what is not a frame in one piece, are inline.
 #pragma once
 
 #include <cstddef>
@@ -60,6 +60,8 @@ class CopyList {
 
   // No more of them than a burst has packets.
   void add(uint8_t* to, const uint8_t* from, uint32_t bytes) { copies_[count_++] = {to, from, bytes}; }
+  // Asks for the lines that the first of them write, so that something else can be done until they come.
+  void ask() const;
   void run() {
     best_(copies_, count_);
     count_ = 0;

@@ -121,6 +121,7 @@ template <class Ring>
 template <bool kLog>
 void PeerRings<Ring>::run_copies() {
   if (!kLog) return copies_.run();
+  copies_.ask();
   DirtyLog::Waiting waiting = receive_.ring.waiting();
   {
     typename Ring::Marks marks(receive_.ring, waiting);
