@@ -230,8 +230,8 @@ void Worker::idle(uint32_t rounds) {
   }
 }
 
-// Arms every side that can bring work, and sleeps if all of them agree. Returns true when it slept.
-bool Worker::sleep() {
+// Arms every side that can bring work, sleeps if all of them agree, and makes the first round.
+void Worker::sleep() {
   for (const Attached& attached : attached_) attached.queue->settle();
   wait_.clear();
   armed_.clear();
@@ -260,9 +260,12 @@ bool Worker::sleep() {
     poll(wait_.data(), wait_.size(), timeout_ms);
     stats.state.store(State::kRunning, std::memory_order_relaxed);
     stats.wakeups.add(1);
+    // What woke this thread goes on its way, and the other side is told, before the rest of the tidying up: the rings are
+    // looked at once more before the next sleep, so that no kick is lost that is drained behind it.
+    unflushed_ = kFlushEvery;
+    if (round()) stats.busy_rounds.add(1);
   }
   for (const Armed& armed : armed_) armed.queue->disarm(armed.send_side);
-  return agreed;
 }
 
 }  // namespace vpci

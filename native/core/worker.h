@@ -78,7 +78,7 @@ class Worker {
   void run_commands();
   void report();
   void idle(uint32_t rounds);
-  bool sleep();
+  void sleep();
 
   Attached* find(const PortQueue* queue);
   void attach(const std::shared_ptr<PortQueue>& queue);
