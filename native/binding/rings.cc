@@ -32,8 +32,6 @@ NotifyOptions to_notify(const Napi::Value& target) {
   if (absent(target)) return options;
   const Napi::Object notify = to_object(target, "notify");
   options.fd = to_optional_fd(notify.Get("fd"), "notify.fd");
-  const Napi::Value foreign = notify.Get("foreign");
-  options.foreign = !absent(foreign) && to_bool(foreign, "notify.foreign");
   const Napi::Value mmio = notify.Get("mmio");
   if (!absent(mmio)) {
     const Napi::Object object = to_object(mmio, "notify.mmio");

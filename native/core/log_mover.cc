@@ -26,7 +26,10 @@ void LogMover::stop() {
 
 void LogMover::loop(uint32_t period_ms) {
   pollfd wake{wake_.fd(), POLLIN, 0};
-  while (poll(&wake, 1, static_cast<int>(period_ms)) == 0) {
+  for (;;) {
+    const int woken = poll(&wake, 1, static_cast<int>(period_ms));
+    if (woken > 0) return;
+    if (woken < 0 && errno == EINTR) continue;
     if (move()) continue;
     failed_();
     return;
@@ -41,7 +44,7 @@ bool LogMover::work(Work each) {
   for (const Range& range : ranges_) arrived += each(range);
   if (from_.mapping->faulted() || to_.mapping->faulted()) return false;
   moved.add(arrived);
-  if (arrived != 0) signal_.signal_foreign();
+  if (arrived != 0) signal_.signal();
   return true;
 }
 

@@ -10,17 +10,13 @@ namespace vpci {
 bool OwnFd::drain() const { return fd_ >= 0 && take_eventfd(fd_) == Taken::kSignal; }
 
 void OwnFd::signal() const {
-  if (fd_ < 0) return;
-  // The other side may have passed a blocking eventfd, and may hold its counter at the limit.
+  if (fd_ < 0 || signal_foreign_eventfd(fd_)) return;
+  // Without that way there is no better one: the other side may have passed a blocking eventfd, and may hold its counter at
+  // the limit.
   pollfd p = {fd_, POLLOUT, 0};
   if (::poll(&p, 1, 0) <= 0 || !(p.revents & POLLOUT)) return;
   uint64_t one = 1;
   (void)!::write(fd_, &one, sizeof one);
-}
-
-void OwnFd::signal_foreign() const {
-  // Without that way there is no better one than the usual.
-  if (fd_ >= 0 && !signal_foreign_eventfd(fd_)) signal();
 }
 
 bool NotifyTarget::init(const NotifyOptions& options, std::string* error) {
@@ -48,7 +44,6 @@ bool NotifyTarget::init(const NotifyOptions& options, std::string* error) {
     sleep_ = reinterpret_cast<uint32_t*>(sleep);
     doorbell_mapping_ = options.doorbell;
   }
-  foreign_ = options.foreign;
   return fd_.duplicate(options.fd, error);
 }
 
@@ -59,10 +54,7 @@ void NotifyTarget::signal() const {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!(__atomic_load_n(sleep_, __ATOMIC_RELAXED) & 1)) return;
   }
-  if (foreign_)
-    fd_.signal_foreign();
-  else
-    fd_.signal();
+  fd_.signal();
   if (mmio_) *mmio_ = mmio_value_;
 }
 

@@ -43,11 +43,9 @@ class OwnFd {
   }
   int get() const { return fd_; }
 
-  // For eventfds. A full counter is as good as a signal; any other failure is the other side's loss. Does not
-  // block, unless the other side makes it so on purpose.
+  // For eventfds. Never blocks, whatever others that hold the eventfd do to it; a full counter is as good as a signal, any
+  // other failure is the other side's loss.
   void signal() const;
-  // For eventfds of parties that may do that: never blocks.
-  void signal_foreign() const;
   // Takes what was signalled, without waiting; true when there was something.
   bool drain() const;
 
@@ -57,7 +55,6 @@ class OwnFd {
 
 struct NotifyOptions {
   int fd = -1;
-  bool foreign = false;  // `fd` is the peer's own
 
   std::shared_ptr<Mapping> mmio;  // nullptr: no register
   uint64_t mmio_offset = 0;
@@ -77,7 +74,6 @@ class NotifyTarget {
 
  private:
   OwnFd fd_;
-  bool foreign_ = false;
   std::shared_ptr<Mapping> mmio_mapping_, doorbell_mapping_;
   volatile uint16_t* mmio_ = nullptr;
   uint16_t mmio_value_ = 0;

@@ -78,7 +78,7 @@ bool Relay::ring(int64_t id) {
   const auto place = doorbells_.find(id);
   if (place == doorbells_.end()) return false;
   place->second.last = __atomic_load_n(place->second.word, __ATOMIC_ACQUIRE);
-  place->second.to.signal_foreign();
+  place->second.to.signal();
   return true;
 }
 
@@ -183,7 +183,7 @@ bool Relay::scan_doorbells() {
     if (now == doorbell.last) continue;
     doorbell.last = now;
     stats.doorbells.add(1);  // before the signal: whoever hears it may look
-    doorbell.to.signal_foreign();
+    doorbell.to.signal();
     changed = true;
   }
   return changed;
@@ -209,7 +209,7 @@ void Relay::forward(int64_t id) {
   stats.forwarded.add(1);
   // Whoever finds us asleep changes the word and then signals the eventfd: its peer is to hear of it once.
   if (rung) doorbell->second.last = __atomic_load_n(doorbell->second.word, __ATOMIC_ACQUIRE);
-  (rung ? doorbell->second.to : forward->second.to).signal_foreign();
+  (rung ? doorbell->second.to : forward->second.to).signal();
 }
 
 // P6. Sequentially consistent, so that either this thread sees a word that changed or the driver sees the

@@ -42,7 +42,7 @@ TEST("a blocking eventfd that is full is signalled without waiting, and an empty
   CHECK(own.duplicate(fd, nullptr));
   CHECK(!own.drain());
   CHECK(write_count(fd, kFull));
-  own.signal_foreign();
+  own.signal();
   CHECK(own.drain());
   ::close(fd);
 }
@@ -71,7 +71,6 @@ struct Wired {
     NotifyTarget notify;
     NotifyOptions options;
     options.fd = call_fd;
-    options.foreign = true;
     CHECK(waits.duplicate(kick_fd, nullptr) && notify.init(options, nullptr));
     peer.q->rewire(true, std::move(waits), std::move(notify));
   }

@@ -150,7 +150,7 @@ void no_rooms() {
 template <class Ring>
 void longer_than_a_room() {
   Receiver<Ring> p(kFeatures);
-  std::vector<VirtqDesc> chain(65, VirtqDesc{kData, 3000, kDescWrite, 0});
+  std::vector<VirtqDesc> chain(66, VirtqDesc{kData, 3000, kDescWrite, 0});
   chain.push_back({UINT64_MAX - 4096, 64, kDescWrite, 0});
   p.rx.offer(chain);
   iovec pieces[64];

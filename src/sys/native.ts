@@ -150,10 +150,8 @@ export interface PortQueueStats {
 
 /** How the other side of a ring is told. At most one of `fd` and `mmio` is the last resort behind `doorbell`. */
 export interface NotifyTarget {
-  /** An eventfd to write 1 to. */
+  /** An eventfd to signal. It may be the peer's own: whatever the peer does to it, that takes no time (`foreignEventfds`). */
   readonly fd?: number;
-  /** `fd` is the peer's own: whatever the peer does to it, signalling it takes no time (`foreignEventfds`). */
-  readonly foreign?: boolean;
   /** A 16-bit store of `value` into a device register. */
   readonly mmio?: { readonly mapping: Mapping; readonly offset: number; readonly value: number };
   /**

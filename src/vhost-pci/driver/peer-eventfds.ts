@@ -25,7 +25,7 @@ export class PeerEventfds implements Disposable {
     const { kick, call } = this.#rings[ring] ?? {};
     return {
       ...(kick !== undefined && { kickFd: kick }),
-      ...(call !== undefined && { notify: { fd: call, foreign: true } }),
+      ...(call !== undefined && { notify: { fd: call } }),
     };
   }
 
