@@ -100,7 +100,7 @@ class LogMoverObject : public Napi::ObjectWrap<LogMoverObject> {
 
   void close(const Napi::CallbackInfo&) { end(); }
 
-  // The thread sleeps or is in a pass, so that joining it here holds nothing up.
+  // The thread sleeps or is in a pass, which takes a few milliseconds for terabytes.
   void end() {
     if (mover_) mover_->stop();
     mover_.reset();

@@ -1,6 +1,5 @@
 #!/bin/sh
 # Instructions a packet on the device side, by path: `make count` (needs valgrind).
-# the copies that are counted are those of AVX2.
 set -eu
 program=$1
 out=$(mktemp)

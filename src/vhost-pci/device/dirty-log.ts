@@ -1,7 +1,7 @@
 /**
  * Moves dirty bits from the driver's bitmap (BAR4, by offset in the peer's memory file) into the log of the peer's QEMU
- * (by guest-physical address), while logging is on (D7). A native thread does it, so that neither the data path nor the
- * event loop waits.
+ * (by guest-physical address), while logging is on (D7). A native thread does it; the event loop takes part only where all
+ * bits have to be in the log.
  */
 import { type LogMover, type Mapping, native, type PageRange } from '../../sys/native.js';
 import { errorText, VhostPciError } from '../../util/errors.js';
@@ -24,8 +24,8 @@ export class DirtyLogMover implements Disposable {
   #dead = false;
 
   /**
-   * `log` is mapped from the front-end's file and has bit 0 at `logOffset`; this object closes it, unless it throws (scope
-   * `connection`) because it is too small. `failed` is called once, when the front-end has taken the log's memory away.
+   * `log` is mapped from the front-end's file and has bit 0 at `logOffset`; this object closes it, unless it throws: scope
+   * `connection` because it is too small, or what a thread could not be made for. `failed` is called once, when the front-end has taken the log's memory away.
    */
   constructor(
     pages: Mapping,

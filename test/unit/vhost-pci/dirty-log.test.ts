@@ -131,7 +131,7 @@ describe('the mover of dirty bits', () => {
     const mover = r.mover([{ gpa: 0n, size: FILE_PAGES * PAGE, fileOffset: 0 }]);
     mover[Symbol.dispose]();
     r.dirty(5);
-    await sleep(100);
+    await sleep(250);
     mover.flush();
     expect(r.logged()).toEqual([]);
     expect(r.errors).toEqual([]);
