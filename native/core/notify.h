@@ -43,8 +43,8 @@ class OwnFd {
   }
   int get() const { return fd_; }
 
-  // For eventfds. Never blocks, whatever others that hold the eventfd do to it; a full counter is as good as a signal, any
-  // other failure is the other side's loss.
+  // For eventfds. Does not block, whatever others that hold the eventfd do to it, where the system has a way for that
+  // (foreign_eventfd.h); a full counter is as good as a signal, any other failure is the other side's loss.
   void signal() const;
   // Takes what was signalled, without waiting; true when there was something.
   bool drain() const;
