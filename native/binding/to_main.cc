@@ -1,39 +1,69 @@
 #include "to_main.h"
 
+#include <thread>
+
+#include "check.h"
+
 namespace vpci::js {
 
-using Message = std::function<void(Napi::Env)>;
-
 std::shared_ptr<ToMain> ToMain::create(Napi::Env env, const char* name, bool keeps_alive) {
-  std::shared_ptr<ToMain> made(new ToMain);
-  const napi_status status =
-      napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, name), 0, 1, nullptr,
-                                      nullptr, nullptr, call, &made->function_);
-  if (status != napi_ok) throw Napi::Error::New(env);
-  if (!keeps_alive) napi_unref_threadsafe_function(env, made->function_);
-  // Hooks run last in, first out: this one before the function's own.
-  made->at_exit_ = std::make_unique<AtExit>(env, [own = made.get()] { own->end(); });
+  std::shared_ptr<ToMain> made(new ToMain(env, name));
+  uv_loop_t* loop = nullptr;
+  NAPI_THROW_IF_FAILED(env, napi_get_uv_event_loop(env, &loop), nullptr);
+  const int failed =
+      uv_async_init(loop, &made->wake_, [](uv_async_t* wake) { static_cast<ToMain*>(wake->data)->run_waiting(); });
+  if (failed) throw_errno(env, -failed, "uv_async_init");
+  made->wake_.data = made.get();
+  made->self_ = made;
+  if (!keeps_alive) uv_unref(reinterpret_cast<uv_handle_t*>(&made->wake_));
+  // Hooks run last in, first out. The environment waits for the handle to be closed.
+  napi_add_async_cleanup_hook(
+      env, [](napi_async_cleanup_hook_handle, void* own) { static_cast<ToMain*>(own)->end(); }, made.get(),
+      &made->hook_);
   return made;
 }
 
 void ToMain::post(Message run) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (!function_) return;
-  auto* message = new Message(std::move(run));
-  if (napi_call_threadsafe_function(function_, message, napi_tsfn_nonblocking) != napi_ok) delete message;
+  posting_.fetch_add(1);
+  if (!ended_.load()) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      waiting_.push_back(std::move(run));
+    }
+    uv_async_send(&wake_);
+  }
+  posting_.fetch_sub(1);
 }
 
 void ToMain::end() {
-  at_exit_.reset();
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (function_) napi_release_threadsafe_function(function_, napi_tsfn_abort);
-  function_ = nullptr;
+  if (ended_.exchange(true)) return;
+  while (posting_.load() != 0) std::this_thread::yield();
+  uv_close(reinterpret_cast<uv_handle_t*>(&wake_),
+           [](uv_handle_t* wake) { static_cast<ToMain*>(wake->data)->closed(); });
 }
 
-void ToMain::call(napi_env env, napi_value, void*, void* data) {
-  const std::unique_ptr<Message> message(static_cast<Message*>(data));
-  if (!env) return;  // the environment is ending
-  call_in(env, [&] { (*message)(env); });
+void ToMain::closed() {
+  const std::shared_ptr<ToMain> keep = std::move(self_);
+  const Napi::HandleScope scope(env_);
+  context_.reset();
+  waiting_.clear();
+  napi_remove_async_cleanup_hook(hook_);
+}
+
+void ToMain::run_waiting() {
+  const std::shared_ptr<ToMain> keep = self_;
+  std::vector<Message> messages;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    messages.swap(waiting_);
+  }
+  for (const Message& message : messages) {
+    if (ended_.load()) return;
+    call_in(env_, [&] {
+      const Napi::CallbackScope ticks(env_, *context_);
+      call_in(env_, [&] { message(env_); });
+    });
+  }
 }
 
 AtExit::AtExit(Napi::Env env, std::function<void()> hook) : env_(env), hook_(std::move(hook)) {

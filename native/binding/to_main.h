@@ -2,10 +2,13 @@
 #pragma once
 
 #include <napi.h>
+#include <uv.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 namespace vpci::js {
 
@@ -25,11 +28,12 @@ class AtExit {
   bool added_ = true;
 };
 
-class ToMain {
+// libuv's handle itself: a thread-safe function of Node-API wakes the loop while it holds its lock, which the loop then waits
+// for, two more changes of thread where both share a CPU.
+class ToMain : public std::enable_shared_from_this<ToMain> {
  public:
   // Throws when the environment cannot make one. While `keeps_alive`, the process does not end by itself.
   static std::shared_ptr<ToMain> create(Napi::Env env, const char* name, bool keeps_alive);
-  ~ToMain() { end(); }
   ToMain(const ToMain&) = delete;
   ToMain& operator=(const ToMain&) = delete;
 
@@ -40,12 +44,23 @@ class ToMain {
   void end();
 
  private:
-  ToMain() = default;
-  static void call(napi_env env, napi_value, void* context, void* data);
+  using Message = std::function<void(Napi::Env)>;
 
-  std::mutex mutex_;  // against an end while a thread posts
-  napi_threadsafe_function function_ = nullptr;
-  std::unique_ptr<AtExit> at_exit_;
+  ToMain(Napi::Env env, const char* name) : env_(env), context_(new Napi::AsyncContext(env, name)) {}
+  void run_waiting();
+  void closed();
+
+  const Napi::Env env_;
+  // These belong to the JavaScript thread, until the handle is closed.
+  std::unique_ptr<Napi::AsyncContext> context_;
+  napi_async_cleanup_hook_handle hook_ = nullptr;
+  std::shared_ptr<ToMain> self_;
+  uv_async_t wake_{};
+
+  std::atomic<bool> ended_{false};
+  std::atomic<uint32_t> posting_{0};  // threads that may be about to use the handle
+  std::mutex mutex_;
+  std::vector<Message> waiting_;
 };
 
 // Runs `body`, which calls into JavaScript from outside of it; what that throws becomes an uncaught

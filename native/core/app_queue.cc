@@ -8,10 +8,6 @@
 
 namespace vpci {
 
-namespace {
-constexpr uint32_t kPutOff = 64;
-}
-
 AppPool::AppPool(uint32_t slots, uint32_t stride, uint32_t burst)
     : size(static_cast<size_t>(slots) * stride),
       received(2 * static_cast<size_t>(burst)),
@@ -212,6 +208,7 @@ uint32_t AppQueue::send(const Burst& burst) {
   if (packets > 0) {
     in_.produced.store(produced + packets, std::memory_order_release);
     news_ |= kPackets;
+    pause_ = 0;
   }
   send_stats.packets.add(packets);
   send_stats.bytes.add(bytes);
@@ -220,17 +217,19 @@ uint32_t AppQueue::send(const Burst& burst) {
 }
 
 // A wake-up of the program costs as much as some hundred packets, and two changes of thread where it shares the worker's
-// CPU: it waits for three quarters of the slots, or for kPutOff rounds, a few microseconds when there is little to do.
+// CPU: it waits for three quarters of the slots, for a pause of some microseconds, or, in a stream without one, for some
+// tens of them.
 void AppQueue::flush() {
   if (news_ == 0) return;
   const uint64_t waiting =
       in_.produced.load(std::memory_order_relaxed) - in_.consumed.load(std::memory_order_relaxed);
-  if (waiting < in_.slots - in_.slots / 4 && ++put_off_ < kPutOff) return;
+  if (waiting < in_.slots - in_.slots / 4 && ++put_off_ < kMostRounds && ++pause_ < kPauseRounds)
+    return;
   tell();
 }
 
 void AppQueue::tell() {
-  put_off_ = 0;
+  put_off_ = pause_ = 0;
   if (news_ == 0) return;
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if ((wanted_.load(std::memory_order_relaxed) & news_) != 0 &&

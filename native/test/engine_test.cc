@@ -249,6 +249,48 @@ TEST("app queue: packets pass both ways between threads, and nobody sleeps throu
   }
 }
 
+TEST("app queue: the program is woken by a pause, at the latest after some rounds, or when its slots fill") {
+  constexpr uint32_t kSlots = 2048;  // of the program's direction; a wake-up is due at three quarters
+  uint32_t wakes = 0;
+  auto queue = AppQueue::create({2 * kSlots, 256, kSlots}, [&] { wakes++; });
+  auto source = stream(100, 1);
+  Burst burst(16);
+  // Rounds with a packet each, then rounds without, until the program is woken.
+  auto rounds = [&](uint32_t packets) {
+    while (queue->take() > 0) {
+    }
+    CHECK(!queue->want());
+    const uint32_t before = wakes;
+    for (uint32_t n = 1; n < 2 * AppQueue::kMostRounds; n++) {
+      if (n <= packets) {
+        source->receive(burst);
+        burst.end = burst.begin + 1;
+        CHECK_EQ(queue->send(burst), 1);
+      }
+      queue->flush();
+      if (wakes != before) return n;
+    }
+    return 0u;
+  };
+  CHECK_EQ(rounds(1), AppQueue::kPauseRounds);
+  CHECK_EQ(rounds(10), AppQueue::kPauseRounds + 9);
+  CHECK_EQ(rounds(~0u), AppQueue::kMostRounds);
+  // Each starts anew.
+  CHECK_EQ(rounds(1), AppQueue::kPauseRounds);
+
+  while (queue->take() > 0) {
+  }
+  CHECK(!queue->want());
+  const uint32_t before = wakes;
+  uint32_t sent = 0;
+  while (wakes == before && sent < kSlots) {
+    source->receive(burst);
+    sent += queue->send(burst);
+    queue->flush();
+  }
+  CHECK_EQ(sent, kSlots * 3 / 4);
+}
+
 TEST("relay: forwards come and go while signals fly, and none is forwarded after remove") {
   Relay relay;
   CHECK_EQ(relay.start(), 0);

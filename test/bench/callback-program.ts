@@ -15,12 +15,17 @@ let packets = 0;
 let bytes = 0;
 let types = 0;
 net.onBurst((burst) => {
+  // Sums of its own for each burst: beyond 2^31 a variable of this module would be a new number object for each packet.
+  let size = 0;
+  let type = 0;
   for (let i = 0; i < burst.length; i++) {
     const frame = burst.frame(i);
-    bytes += frame.length;
-    types ^= frame[12] as number;
+    size += frame.length;
+    type ^= frame[12] as number;
   }
   packets += burst.length;
+  bytes += size;
+  types ^= type;
 });
 await new Promise<void>((resolve) => process.on('SIGTERM', () => resolve()));
 console.log(JSON.stringify({ event: 'seen', packets, bytes, types }));
