@@ -8,6 +8,11 @@
 
 namespace vpci {
 
+namespace {
+// How long the program's wake-up is put off, in nanoseconds: after the last packet, and in all.
+constexpr uint64_t kPause = 5'000, kMost = 50'000;
+}  // namespace
+
 AppPool::AppPool(uint32_t slots, uint32_t stride, uint32_t burst)
     : size(static_cast<size_t>(slots) * stride),
       received(2 * static_cast<size_t>(burst)),
@@ -208,7 +213,6 @@ uint32_t AppQueue::send(const Burst& burst) {
   if (packets > 0) {
     in_.produced.store(produced + packets, std::memory_order_release);
     news_ |= kPackets;
-    pause_ = 0;
   }
   send_stats.packets.add(packets);
   send_stats.bytes.add(bytes);
@@ -217,19 +221,22 @@ uint32_t AppQueue::send(const Burst& burst) {
 }
 
 // A wake-up of the program costs as much as some hundred packets, and two changes of thread where it shares the worker's
-// CPU: it waits for three quarters of the slots, for a pause of some microseconds, or, in a stream without one, for some
-// tens of them.
+// CPU: it waits for three quarters of the slots, for a pause, or, in a stream without one, for some time.
 void AppQueue::flush() {
   if (news_ == 0) return;
-  const uint64_t waiting =
-      in_.produced.load(std::memory_order_relaxed) - in_.consumed.load(std::memory_order_relaxed);
-  if (waiting < in_.slots - in_.slots / 4 && ++put_off_ < kMostRounds && ++pause_ < kPauseRounds)
-    return;
+  const uint64_t produced = in_.produced.load(std::memory_order_relaxed);
+  if (produced - in_.consumed.load(std::memory_order_relaxed) < in_.slots - in_.slots / 4) {
+    const uint64_t now = now_ns();
+    if (news_since_ == 0) news_since_ = pause_since_ = now;
+    if (produced != produced_then_) pause_since_ = now;
+    produced_then_ = produced;
+    if (now - pause_since_ < kPause && now - news_since_ < kMost) return;
+  }
   tell();
 }
 
 void AppQueue::tell() {
-  put_off_ = pause_ = 0;
+  news_since_ = 0;
   if (news_ == 0) return;
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if ((wanted_.load(std::memory_order_relaxed) & news_) != 0 &&

@@ -38,8 +38,6 @@ class AppQueue final : public PortQueue {
   };
   static constexpr uint32_t kHeaderBytes = sizeof(NetHeader);
   static constexpr uint32_t kLineBytes = 64;
-  // Rounds that the program's wake-up is put off for: without a packet, and in all. See flush.
-  static constexpr uint32_t kPauseRounds = 64, kMostRounds = 512;
 
   // Bytes from slot to slot. Frames begin at cache lines, their headers end the lines before. It is an odd
   // number of lines: with a power of two the first lines of all slots would share a few sets of the caches.
@@ -121,8 +119,9 @@ class AppQueue final : public PortQueue {
   uint32_t release_position_ = 0;
   uint32_t write_position_ = 0;
   uint32_t news_ = 0;
-  uint32_t put_off_ = 0;  // rounds since the first of the news
-  uint32_t pause_ = 0;    // and since the last packet
+  uint64_t news_since_ = 0;  // nanoseconds; 0 when nothing is put off
+  uint64_t pause_since_ = 0;
+  uint64_t produced_then_ = 0;
   std::vector<uint8_t> headers_;  // of each slot of in_: 1 when its header is not zero
   CopyList copies_;
   uint16_t steps_[Burst::kMax] = {};  // ring entries that the release of a packet gives back

@@ -157,20 +157,17 @@ void Worker::do_detach(PortQueue* queue) {
 // -- the thread --------------------------------------------------------------------------------------------
 
 void Worker::loop() {
-  uint32_t idle_rounds = 0;
+  bool moved = true;
   while (running_) {
     if (pending_.load(std::memory_order_acquire)) {
       run_commands();
-      idle_rounds = 0;
+      moved = true;
       continue;
     }
-    if (round()) {
-      stats.busy_rounds.add(1);
-      idle_rounds = 0;
-    } else {
-      stats.idle_rounds.add(1);
-      idle(idle_rounds++);
-    }
+    const bool before = moved;
+    moved = round();
+    (moved ? stats.busy_rounds : stats.idle_rounds).add(1);
+    if (!moved) idle(before);
   }
 }
 
@@ -209,7 +206,8 @@ void Worker::report() {
   }
 }
 
-void Worker::idle(uint32_t rounds) {
+// `first`: there was something to do in the round before this one.
+void Worker::idle(bool first) {
   // With nothing that could ever give a packet, only a command can change that.
   const bool over =
       std::all_of(lanes_.begin(), lanes_.end(), [](const auto& lane) { return lane->idle_for_good(); });
@@ -219,15 +217,12 @@ void Worker::idle(uint32_t rounds) {
   }
   cpu_pause();
   if (options_.mode == Mode::kPoll) return;
-  // The clock costs as much as a round, so it is read now and then.
-  if (rounds == 0) {
+  if (first)
     idle_since_ = now_ns();
-  } else if (rounds % 16 == 0) {
-    if (now_ns() - idle_since_ >= uint64_t{options_.spin_microseconds} * 1000)
-      sleep();
-    else
-      sched_yield();  // what the packets wait for may be a thread on this CPU, such as JavaScript's
-  }
+  else if (now_ns() - idle_since_ >= uint64_t{options_.spin_microseconds} * 1000)
+    sleep();
+  else
+    sched_yield();  // what the packets wait for may be a thread on this CPU, such as JavaScript's
 }
 
 // Arms every side that can bring work, sleeps if all of them agree, and makes the first round.

@@ -77,7 +77,7 @@ class Worker {
   bool round();
   void run_commands();
   void report();
-  void idle(uint32_t rounds);
+  void idle(bool first);
   void sleep();
 
   Attached* find(const PortQueue* queue);
