@@ -11,11 +11,12 @@
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { native, type PortQueue } from '#build/sys/native.js';
-import { Tap, TUN_F } from '#build/sys/tap.js';
+import type { Tap } from '#build/sys/tap.js';
 import { bits } from '#build/util/flags.js';
 import { FEATURE } from '#build/virtio/features.js';
 import { NET_FEATURE } from '#build/virtio-net/features.js';
 import { NetPeer } from '#build/virtio-net/peer.js';
+import { openTap } from './open-tap.js';
 import { type ProcessTimes, runDelays, threadTimes } from './threads.js';
 
 export interface PeerTask {
@@ -89,10 +90,7 @@ if (task === 'bounce') {
 } else if (task === 'take') {
   await worker.connect(queue, own(new native.SinkQueue()), 'hold');
 } else if (task === 'tap') {
-  tap = new Tap(options.tap ?? 'tap0');
-  tap.setUp();
-  tap.setOffloads(TUN_F.CSUM | TUN_F.TSO4 | TUN_F.TSO6);
-  tap.setCarrier(true);
+  tap = openTap(options.tap ?? 'tap0');
   const tapQueue = own(new native.TapQueue({ fd: tap.queueFd(0) }));
   await worker.connect(queue, tapQueue, 'hold');
   await worker.connect(tapQueue, queue, 'hold');

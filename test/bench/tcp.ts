@@ -1,6 +1,7 @@
 /**
- * TCP between two network namespaces: through two TAP interfaces that are joined by the product (the peer's end is the in-tree
- * peer), and through a veth pair, in turns. Needs root and iproute2; iperf3 is fetched when it is not on PATH.
+ * TCP between two network namespaces, one stream, by three ways: through two TAP interfaces that are joined by the product (the
+ * peer's end is the in-tree peer), through two that a loop of reads and writes joins (tap-loop-program.ts), which is what TAP
+ * interfaces allow at most, and through a veth pair. Needs root and iproute2; iperf3 is fetched when it is not on PATH.
  */
 import { Netns, netnsAvailable } from '../support/netns.js';
 import { fetchSet, programIn } from '../support/packages.js';
@@ -9,6 +10,7 @@ import { type Availability, Scope } from '../support/scope.js';
 import type { Distance } from './distance.js';
 import { InTree } from './in-tree.js';
 import { type Comparison, compare, type Sample, sample } from './samples.js';
+import { program } from './systems.js';
 
 /** The command line of iperf3, once everything is there. */
 export function iperf3(): Availability<readonly string[]> {
@@ -31,60 +33,65 @@ async function transfer(client: Netns, iperf: readonly string[], seconds: number
   return result.end.sum_received.bits_per_second;
 }
 
-async function serve(server: Netns, iperf: readonly string[]): Promise<void> {
+/** Two namespaces that `join` joins, a server in one of them. Returns the other one. */
+async function between(
+  scope: Scope,
+  iperf: readonly string[],
+  join: (server: Netns, client: Netns) => Promise<readonly [string, string]>,
+): Promise<Netns> {
+  const [server, client] = [await Netns.create(scope), await Netns.create(scope)];
+  const devices = await join(server, client);
+  for (const [netns, address, device] of [
+    [server, SERVER, devices[0]],
+    [client, CLIENT, devices[1]],
+  ] as const) {
+    await netns.run(['ip', 'addr', 'add', `${address}/24`, 'dev', device]);
+    await netns.run(['ip', 'link', 'set', device, 'up']);
+  }
   const child = server.start('iperf3', [...iperf, '-s', '--forceflush']);
   await child.line(/listening/, 10_000);
+  return client;
 }
 
+const PATHS = {
+  /** TAP, driver, device, peer, TAP. */
+  product: (scope: Scope, iperf: readonly string[]) =>
+    between(scope, iperf, async (server, client) => {
+      await InTree.start(scope, {
+        net: ['--tap', 'tap0', '--adaptive'],
+        netIn: (command) => server.argv(command),
+        peer: { task: 'tap', tap: 'tap0', mode: 'adaptive' },
+        peerIn: (command) => client.argv(command),
+      });
+      return ['tap0', 'tap0'];
+    }),
+  loop: (scope: Scope, iperf: readonly string[]) =>
+    between(scope, iperf, async (server, client) => {
+      const command = [process.execPath, program('tap-loop-program'), 'tap0', 'tap1'];
+      const child = server.start('tap loop', command);
+      await child.event('ready', 15_000, (e) => e.event === 'ready');
+      await server.run(['ip', 'link', 'set', 'tap1', 'netns', client.name]);
+      return ['tap0', 'tap1'];
+    }),
+  veth: (scope: Scope, iperf: readonly string[]) =>
+    between(scope, iperf, async (server, client) => {
+      const ends = [server, client].map(({ name }) => ['name', 'veth0', 'netns', name]);
+      await run('ip', ['link', 'add', ...ends[0]!, 'type', 'veth', 'peer', ...ends[1]!]);
+      return ['veth0', 'veth0'];
+    }),
+} as const;
+
+/** Bits a second by `path` against those through a veth pair, in turns. */
 export async function tcp(
+  path: 'product' | 'loop',
   iperf: readonly string[],
   distance: Distance,
   seconds: number,
   pairs: number,
 ): Promise<Comparison> {
   await using scope = new Scope();
-  const [a, b, c, d] = [
-    await Netns.create(scope),
-    await Netns.create(scope),
-    await Netns.create(scope),
-    await Netns.create(scope),
-  ];
-  // The product's path: TAP in a, driver, device, peer, TAP in b.
-  await InTree.start(scope, {
-    net: ['--tap', 'tap0', '--adaptive'],
-    netIn: (command) => a.argv(command),
-    peer: { task: 'tap', tap: 'tap0', mode: 'adaptive' },
-    peerIn: (command) => b.argv(command),
-  });
-  for (const [netns, address] of [
-    [a, SERVER],
-    [b, CLIENT],
-  ] as const)
-    await netns.run(['ip', 'addr', 'add', `${address}/24`, 'dev', 'tap0']);
-  await run('ip', [
-    'link',
-    'add',
-    'veth0',
-    'netns',
-    c.name,
-    'type',
-    'veth',
-    'peer',
-    'name',
-    'veth0',
-    'netns',
-    d.name,
-  ]);
-  for (const [netns, address] of [
-    [c, SERVER],
-    [d, CLIENT],
-  ] as const) {
-    await netns.run(['ip', 'addr', 'add', `${address}/24`, 'dev', 'veth0']);
-    await netns.run(['ip', 'link', 'set', 'veth0', 'up']);
-  }
-  await serve(a, iperf);
-  await serve(c, iperf);
-  const take = (client: Netns) => (): Promise<Sample> =>
-    sample(distance, (window) => window([], () => transfer(client, iperf, seconds)));
-  return await compare(pairs, take(b), take(d));
+  const [client, reference] = [await PATHS[path](scope, iperf), await PATHS.veth(scope, iperf)];
+  const take = (from: Netns) => (): Promise<Sample> =>
+    sample(distance, (window) => window([], () => transfer(from, iperf, seconds)));
+  return await compare(pairs, take(client), take(reference));
 }
