@@ -167,7 +167,7 @@ void Worker::loop() {
     const bool before = moved;
     moved = round();
     (moved ? stats.busy_rounds : stats.idle_rounds).add(1);
-    if (!moved) idle(before);
+    if (!moved) moved = idle(before);
   }
 }
 
@@ -206,27 +206,25 @@ void Worker::report() {
   }
 }
 
-// `first`: there was something to do in the round before this one.
-void Worker::idle(bool first) {
+// `first`: there was something to do in the round before this one. True when packets have moved meanwhile.
+bool Worker::idle(bool first) {
   // With nothing that could ever give a packet, only a command can change that.
   const bool over =
       std::all_of(lanes_.begin(), lanes_.end(), [](const auto& lane) { return lane->idle_for_good(); });
-  if (options_.mode == Mode::kInterrupt || over) {
-    sleep();
-    return;
-  }
+  if (options_.mode == Mode::kInterrupt || over) return sleep();
   cpu_pause();
-  if (options_.mode == Mode::kPoll) return;
-  if (first)
+  if (options_.mode == Mode::kPoll) return false;
+  if (first) {
     idle_since_ = now_ns();
-  else if (now_ns() - idle_since_ >= uint64_t{options_.spin_microseconds} * 1000)
-    sleep();
-  else
-    sched_yield();  // what the packets wait for may be a thread on this CPU, such as JavaScript's
+    return false;
+  }
+  if (now_ns() - idle_since_ >= uint64_t{options_.spin_microseconds} * 1000) return sleep();
+  sched_yield();  // what the packets wait for may be a thread on this CPU, such as JavaScript's
+  return false;
 }
 
-// Arms every side that can bring work, sleeps if all of them agree, and makes the first round.
-void Worker::sleep() {
+// Arms every side that can bring work, sleeps if all of them agree, and makes the first round: true when it moved packets.
+bool Worker::sleep() {
   for (const Attached& attached : attached_) attached.queue->settle();
   wait_.clear();
   armed_.clear();
@@ -250,6 +248,7 @@ void Worker::sleep() {
       break;
     }
   }
+  bool moved = false;
   if (agreed && !pending_.load(std::memory_order_acquire)) {
     stats.state.store(State::kSleeping, std::memory_order_relaxed);
     poll(wait_.data(), wait_.size(), timeout_ms);
@@ -258,9 +257,11 @@ void Worker::sleep() {
     // What woke this thread goes on its way, and the other side is told, before the rest of the tidying up: the rings are
     // looked at once more before the next sleep, so that no kick is lost that is drained behind it.
     unflushed_ = kFlushEvery;
-    if (round()) stats.busy_rounds.add(1);
+    moved = round();
+    if (moved) stats.busy_rounds.add(1);
   }
   for (const Armed& armed : armed_) armed.queue->disarm(armed.send_side);
+  return moved;
 }
 
 }  // namespace vpci

@@ -77,8 +77,8 @@ class Worker {
   bool round();
   void run_commands();
   void report();
-  void idle(bool first);
-  void sleep();
+  bool idle(bool first);
+  bool sleep();
 
   Attached* find(const PortQueue* queue);
   void attach(const std::shared_ptr<PortQueue>& queue);

@@ -120,9 +120,10 @@ constexpr Worker::Mode kModes[] = {Worker::Mode::kPoll, Worker::Mode::kInterrupt
 struct Running {
   Worker worker;
   Events events;
-  explicit Running(Worker::Mode mode) {
+  explicit Running(Worker::Mode mode, uint32_t spin_microseconds = 50) {
     Worker::Options options;
     options.mode = mode;
+    options.spin_microseconds = spin_microseconds;
     CHECK_EQ(worker.start(options, [this](const Worker::Event& event) { events.add(event); }), 0);
   }
   bool sleeps() {
@@ -163,6 +164,21 @@ TEST("worker: a lane that holds keeps packets until there is room, in order") {
     CHECK_EQ(from->detaches.load() + to->detaches.load(), 2);
     CHECK(from->flushes > 0 && to->flushes > 0);
   }
+}
+
+TEST("worker: an adaptive one spins after the packets that woke it, as after others") {
+  Running run(Worker::Mode::kAdaptive, 50'000);
+  auto from = std::make_shared<ScriptedQueue>(), to = std::make_shared<ScriptedQueue>();
+  to->room = 1000;
+  CHECK(!connect(run.worker, from, to));
+  CHECK(run.sleeps());
+  const uint64_t idle = run.worker.stats.idle_rounds.get();
+  const uint32_t armed = from->arms[0];
+  from->offered = 1;
+  from->wakes[0].signal();
+  CHECK(eventually([&] { return to->sent == 1; }));
+  CHECK(eventually([&] { return from->arms[0] > armed; }));
+  CHECK(run.worker.stats.idle_rounds.get() >= idle + 5);
 }
 
 TEST("worker: sides that nobody signals are looked at now and then, also by a worker that sleeps") {
