@@ -20,7 +20,8 @@ std::shared_ptr<ToMain> ToMain::create(Napi::Env env, const char* name, bool kee
   napi_add_async_cleanup_hook(
       env, [](napi_async_cleanup_hook_handle, void* own) { static_cast<ToMain*>(own)->end(); }, made.get(),
       &made->hook_);
-  return made;
+  // An owner whose constructor throws has no destructor that would end it.
+  return {made.get(), [made](ToMain*) { made->end(); }};
 }
 
 void ToMain::post(Message run) {

@@ -30,7 +30,7 @@ class AtExit {
 
 // libuv's handle itself: a thread-safe function of Node-API wakes the loop while it holds its lock, which the loop then waits
 // for, two more changes of thread where both share a CPU.
-class ToMain : public std::enable_shared_from_this<ToMain> {
+class ToMain {
  public:
   // Throws when the environment cannot make one. While `keeps_alive`, the process does not end by itself.
   static std::shared_ptr<ToMain> create(Napi::Env env, const char* name, bool keeps_alive);
@@ -40,7 +40,7 @@ class ToMain : public std::enable_shared_from_this<ToMain> {
   // From any thread. `run` is dropped, unrun, when the environment ends first.
   void post(std::function<void(Napi::Env env)> run);
   // On the JavaScript thread: nothing is run any more, and the process is not kept alive. Owners call it
-  // before they go; an environment that ends does it too.
+  // before they go; it happens too when the last of them is gone, and when the environment ends.
   void end();
 
  private:

@@ -228,8 +228,9 @@ void AppQueue::flush() {
   if (produced - in_.consumed.load(std::memory_order_relaxed) < in_.slots - in_.slots / 4) {
     const uint64_t now = now_ns();
     if (news_since_ == 0) news_since_ = pause_since_ = now;
-    if (produced != produced_then_) pause_since_ = now;
-    produced_then_ = produced;
+    const uint64_t moved = produced + out_.consumed.load(std::memory_order_relaxed);
+    if (moved != moved_then_) pause_since_ = now;
+    moved_then_ = moved;
     if (now - pause_since_ < kPause && now - news_since_ < kMost) return;
   }
   tell();

@@ -121,7 +121,7 @@ class AppQueue final : public PortQueue {
   uint32_t news_ = 0;
   uint64_t news_since_ = 0;  // nanoseconds; 0 when nothing is put off
   uint64_t pause_since_ = 0;
-  uint64_t produced_then_ = 0;
+  uint64_t moved_then_ = 0;
   std::vector<uint8_t> headers_;  // of each slot of in_: 1 when its header is not zero
   CopyList copies_;
   uint16_t steps_[Burst::kMax] = {};  // ring entries that the release of a packet gives back

@@ -78,6 +78,12 @@ if (!isMainThread) {
   if (way === 'collect') {
     await collect();
     console.log(native.mappingCount() <= 1 ? 'collected' : `${native.mappingCount()} mappings are left`);
+  } else if (way === 'refused') {
+    try {
+      new native.Worker({ mode: 'poll', cpu: 1023 });
+    } catch (error) {
+      console.log(error.code);
+    }
   } else if (way === 'thread') {
     for (let i = 0; i < 3; i++) {
       const thread = new Thread(new URL(import.meta.url));

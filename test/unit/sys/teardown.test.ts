@@ -20,6 +20,10 @@ describe('the end of an environment', () => {
     expect(done.stderr).toContain('Error: wanted');
   });
 
+  it('comes by itself after a worker that could not be made', () => {
+    expect(run('refused')).toMatchObject({ status: 0, stdout: 'EINVAL\n', stderr: '' });
+  });
+
   it('by the end of a JavaScript thread leaves the process well', () => {
     expect(run('thread')).toMatchObject({ status: 0, stdout: '0 mappings are left\n' });
   });
