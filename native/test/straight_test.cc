@@ -279,6 +279,19 @@ void memory_vanishes() {
   p.q->detached();
 }
 
+// Cut off between the look at the room and its frame: the header meets the hole.
+template <class Ring>
+void vanishes_under_a_frame() {
+  Receiver<Ring> p(kFeatures | kNetMrgRxbuf);
+  for (uint32_t i = 0; i < 4; i++) p.rx.offer({{kData + 4096ull * i, 4096, kDescWrite, 0}});
+  iovec pieces[64];
+  CHECK_EQ(p.q->room(pieces, 64, 9000), 3);
+  CHECK_EQ(::ftruncate(p.m.fd, kBytes / 2 + (kData - kBase)), 0);
+  p.q->place({}, 9000);
+  CHECK_TEXT(p.q->broken(true), "peer memory vanished");
+  CHECK_EQ(p.q->send_stats.packets.get(), 0);
+}
+
 }  // namespace
 
 TEST("frames that go straight into a split ring leave it as send does, byte by byte, and the log too") {
@@ -326,4 +339,9 @@ TEST("a frame that is dropped in the ring takes no chain of it, and the pages of
 TEST("a room whose file was cut off costs its frame; the queue is broken by what comes next") {
   memory_vanishes<Split>();
   memory_vanishes<Packed>();
+}
+
+TEST("a file that was cut off under a frame breaks the queue, and the frame does not count") {
+  vanishes_under_a_frame<Split>();
+  vanishes_under_a_frame<Packed>();
 }
