@@ -1,5 +1,5 @@
 /** Plain words for what can be missing before a function can be driven through VFIO: one line each, with what to do. */
-import { usageError, type VhostPciError } from '../util/errors.js';
+import { usageError, VhostPciError } from '../util/errors.js';
 import type { LockedMemory } from './locked-memory.js';
 import type { PciFacts, PciSysfs } from './sysfs.js';
 
@@ -42,6 +42,16 @@ export const notBound = (facts: PciFacts): VhostPciError =>
   usageError(
     `${facts.address} ${facts.driver ? `is used by the driver ${facts.driver}` : 'has no driver'}; it needs ${VFIO_DRIVER}: run "vhost-pci bind ${facts.address}"`,
   );
+
+/** `driver` has the function now. */
+export const notTaken = (before: PciFacts, driver: string | undefined): VhostPciError => {
+  const now = driver === before.driver ? '' : `, which ${driver ? `${driver} has` : 'has no driver'} now`;
+  return new VhostPciError(
+    'device',
+    'EBIND',
+    `${VFIO_DRIVER} does not take ${before.address}${now}; the kernel's log (dmesg) says why`,
+  );
+};
 
 export const noPermission = (what: string, cause: unknown): VhostPciError =>
   usageError(`no permission for ${what}: run as root, or give this user access to it`, { cause });

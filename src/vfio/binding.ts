@@ -51,7 +51,8 @@ export function problemOf(sysfs: PciSysfs, facts: PciFacts): VhostPciError | und
 
 /**
  * Gives the function to vfio-pci. True when that changed something. Throws usage errors in plain words. A function
- * whose group is not viable is bound all the same: the others may follow.
+ * whose group is not viable is bound all the same: the others may follow. One that vfio-pci does not take goes back to the
+ * driver that the kernel has for it.
  */
 export async function bind(sysfs: PciSysfs, address: string, options: BindOptions = {}): Promise<boolean> {
   const facts = await settled(sysfs, address, options.settleMs ?? SETTLE_MS);
@@ -69,20 +70,33 @@ export async function bind(sysfs: PciSysfs, address: string, options: BindOption
       `${address} is used by the driver ${facts.driver}${use}; give --force to take it away from there`,
     );
   }
-  writing(address, SYSFS, () => {
-    sysfs.overrideDriver(address, advice.VFIO_DRIVER);
-    if (facts.driver !== undefined) sysfs.unbind(address);
-    sysfs.probe(address);
-  });
-  const now = sysfs.facts(address);
-  if (now?.driver !== advice.VFIO_DRIVER)
-    throw new VhostPciError(
-      'device',
-      'EBIND',
-      `${advice.VFIO_DRIVER} does not take ${address}; the kernel's log (dmesg) says why`,
-    );
+  let refused: unknown;
+  try {
+    writing(address, SYSFS, () => {
+      sysfs.overrideDriver(address, advice.VFIO_DRIVER);
+      if (facts.driver !== undefined) sysfs.unbind(address);
+      sysfs.probe(address);
+    });
+  } catch (error) {
+    refused = error;
+  }
+  if (sysfs.facts(address)?.driver !== advice.VFIO_DRIVER) {
+    giveBack(sysfs, facts);
+    const now = sysfs.facts(address);
+    throw now ? (refused ?? advice.notTaken(facts, now.driver)) : advice.notThere(address);
+  }
   giveGroup(sysfs, facts, options);
   return true;
+}
+
+/** Undoes what was begun; a function that had no driver gets none by that. */
+function giveBack(sysfs: PciSysfs, { address, driver }: PciFacts): void {
+  try {
+    sysfs.overrideDriver(address, '');
+    if (driver !== undefined) sysfs.probe(address);
+  } catch {
+    // Told is what was refused before.
+  }
 }
 
 function giveGroup(sysfs: PciSysfs, { address, group }: PciFacts, { uid, gid }: BindOptions): void {

@@ -74,6 +74,36 @@ describe('bind', () => {
     expect(await rejectionOf(bind(bus, A))).toMatchObject({ scope: 'device', code: 'EBIND' });
   });
 
+  it('gives a function that vfio-pci does not take back to the driver that had it', async () => {
+    bus.add(A, { group: 2, driver: 'e1000e', ownDriver: 'e1000e' });
+    bus.refusing.add('vfio-pci');
+    const error = await rejectionOf(bind(bus, A, { force: true }));
+    expect(error).toMatchObject({
+      code: 'EBIND',
+      message: expect.stringMatching(/take 0000:01:00.0; the kernel/),
+    });
+    expect(bus.facts(A)?.driver).toBe('e1000e');
+    expect(bus.written.filter((line) => line.includes('driver_override')).at(-1)).toMatch(/=$/);
+  });
+
+  it('says when nobody has such a function any more', async () => {
+    bus.add(A, { group: 2, driver: 'e1000e' });
+    bus.refusing.add('vfio-pci');
+    const error = await rejectionOf(bind(bus, A, { force: true }));
+    expect(error).toMatchObject({ code: 'EBIND', message: expect.stringContaining('has no driver now') });
+  });
+
+  it('leaves a function that had no driver without one when vfio-pci does not take it', async () => {
+    bus.add(A, { group: 2, ownDriver: 'e1000e' });
+    bus.refusing.add('vfio-pci');
+    const error = await rejectionOf(bind(bus, A));
+    expect(error).toMatchObject({
+      code: 'EBIND',
+      message: expect.stringMatching(/take 0000:01:00.0; the kernel/),
+    });
+    expect(bus.facts(A)?.driver).toBeUndefined();
+  });
+
   it('waits until the BARs of a function have their places', async () => {
     bus.add(A, { group: 2, resource: [[0n, 0xfffn, MEM64]] });
     const done = bind(bus, A, { settleMs: 2000 });
