@@ -1,7 +1,7 @@
 /**
  * TCP between two network namespaces, one stream, by three ways: through two TAP interfaces that are joined by the product (the
- * peer's end is the in-tree peer), through two that a loop of reads and writes joins (tap-loop-program.ts), which is what TAP
- * interfaces allow at most, and through a veth pair. Needs root and iproute2; iperf3 is fetched when it is not on PATH.
+ * peer's end is the in-tree peer), through two that one thread joins by reads and writes alone (tap-loop-program.ts), and through
+ * a veth pair. Needs root and iproute2; iperf3 is fetched when it is not on PATH.
  */
 import { Netns, netnsAvailable } from '../support/netns.js';
 import { fetchSet, programIn } from '../support/packages.js';
