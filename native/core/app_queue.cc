@@ -224,11 +224,13 @@ uint32_t AppQueue::send(const Burst& burst) {
 // CPU: it waits for three quarters of the slots, for a pause, or, in a stream without one, for some time.
 void AppQueue::flush() {
   if (news_ == 0) return;
-  const uint64_t produced = in_.produced.load(std::memory_order_relaxed);
-  if (produced - in_.consumed.load(std::memory_order_relaxed) < in_.slots - in_.slots / 4) {
+  const auto most_of = [](const Ring& ring, uint64_t n) { return n >= ring.slots - ring.slots / 4; };
+  const uint64_t filled = in_.used(), emptied = out_.slots - out_.used();
+  const bool space = news_ & wanted_.load(std::memory_order_relaxed) & kSpace;
+  if (!most_of(in_, filled) && !(space && most_of(out_, emptied))) {
     const uint64_t now = now_ns();
     if (news_since_ == 0) news_since_ = pause_since_ = now;
-    const uint64_t moved = produced + out_.consumed.load(std::memory_order_relaxed);
+    const uint64_t moved = in_.produced.load(std::memory_order_relaxed) + out_.consumed.load(std::memory_order_relaxed);
     if (moved != moved_then_) pause_since_ = now;
     moved_then_ = moved;
     if (now - pause_since_ < kPause && now - news_since_ < kMost) return;

@@ -86,6 +86,9 @@ class AppQueue final : public PortQueue {
     alignas(64) std::atomic<bool> armed{false};
 
     uint32_t next(uint32_t position) const { return position + 1 == slots ? 0 : position + 1; }
+    uint64_t used() const {
+      return produced.load(std::memory_order_relaxed) - consumed.load(std::memory_order_relaxed);
+    }
     void wake_worker();
   };
   enum Want : uint32_t { kPackets = 1, kSpace = 2 };

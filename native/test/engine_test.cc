@@ -290,6 +290,23 @@ TEST("app queue: the program is woken by a pause, in a stream without one, and w
   }
   queue->flush();
   CHECK_EQ(wakes, before + 1);
+
+  // The same for what it sends: three quarters of the slots are free again.
+  for (uint32_t n = queue->reserve(kSlots); n > 0; n = queue->reserve(kSlots)) {
+    for (uint32_t i = 0; i < n; i++) queue->pool()->to_send[2 * i + 1] = 60;
+    CHECK(queue->give(n));
+  }
+  while (queue->take() > 0) {
+  }
+  CHECK(!queue->want());
+  for (uint32_t freed = 0; freed < kSlots * 3 / 4;) {
+    CHECK_EQ(wakes, before + 1);
+    const uint32_t n = queue->receive(burst);
+    queue->release(burst, n);
+    freed += n;
+  }
+  queue->flush();
+  CHECK_EQ(wakes, before + 2);
 }
 
 TEST("relay: forwards come and go while signals fly, and none is forwarded after remove") {
