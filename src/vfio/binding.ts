@@ -70,6 +70,7 @@ export async function bind(sysfs: PciSysfs, address: string, options: BindOption
       `${address} is used by the driver ${facts.driver}${use}; give --force to take it away from there`,
     );
   }
+  const before = sysfs.override(address);
   let refused: unknown;
   try {
     writing(address, SYSFS, () => {
@@ -81,7 +82,7 @@ export async function bind(sysfs: PciSysfs, address: string, options: BindOption
     refused = error;
   }
   if (sysfs.facts(address)?.driver !== advice.VFIO_DRIVER) {
-    giveBack(sysfs, facts);
+    giveBack(sysfs, facts, before);
     const now = sysfs.facts(address);
     throw now ? (refused ?? advice.notTaken(facts, now.driver)) : advice.notThere(address);
   }
@@ -90,9 +91,9 @@ export async function bind(sysfs: PciSysfs, address: string, options: BindOption
 }
 
 /** Undoes what was begun; a function that had no driver gets none by that. */
-function giveBack(sysfs: PciSysfs, { address, driver }: PciFacts): void {
+function giveBack(sysfs: PciSysfs, { address, driver }: PciFacts, override: string): void {
   try {
-    sysfs.overrideDriver(address, '');
+    sysfs.overrideDriver(address, override);
     if (driver !== undefined) sysfs.probe(address);
   } catch {
     // Told is what was refused before.

@@ -151,6 +151,12 @@ export class PciSysfs {
     }));
   }
 
+  /** The only driver that may take the function; '' when any may. */
+  override(address: string): string {
+    const text = textOf(this.#bus('devices', address, 'driver_override'));
+    return text === undefined || text === '(null)' ? '' : text;
+  }
+
   /** Written into `driver_override` of a function: only the driver of this name may take it; '' lifts that. */
   overrideDriver(address: string, driver: string): void {
     this.write(join('devices', address, 'driver_override'), `${driver}\n`);

@@ -93,6 +93,15 @@ describe('bind', () => {
     expect(error).toMatchObject({ code: 'EBIND', message: expect.stringContaining('has no driver now') });
   });
 
+  it('keeps the driver_override that such a function had', async () => {
+    bus.add(A, { group: 2, driver: 'pci-stub' });
+    bus.overrideDriver(A, 'pci-stub');
+    bus.refusing.add('vfio-pci');
+    expect(await rejectionOf(bind(bus, A, { force: true }))).toMatchObject({ code: 'EBIND' });
+    expect(bus.override(A)).toBe('pci-stub');
+    expect(bus.facts(A)?.driver).toBe('pci-stub');
+  });
+
   it('leaves a function that had no driver without one when vfio-pci does not take it', async () => {
     bus.add(A, { group: 2, ownDriver: 'e1000e' });
     bus.refusing.add('vfio-pci');
