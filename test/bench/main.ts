@@ -50,6 +50,7 @@ const { quick = false } = values;
 const frames = (values.frames ?? (quick ? '64,1518' : '64,256,512,1024,1518')).split(',').map(Number);
 const pairs = Number(values.pairs ?? (quick ? 3 : 7));
 limits.delay = Number(values.delay ?? 5) / 100;
+limits.pairs = Math.min(limits.pairs, pairs);
 // Where most samples are dropped, three tries for each took 70 s.
 if (quick) limits.tries = 1.5;
 const windowMs = Number(values.window ?? (quick ? 120 : 250));
@@ -57,8 +58,13 @@ if (!frames.every((n) => n >= 64 && n <= 1518) || !(pairs >= 1) || !(windowMs >=
   console.error('--frames takes 64 to 1518, --pairs 1 and more, --window 20 and more, --delay more than 0');
   process.exit(2);
 }
+if (values.docs && (quick || values.only || values.frames)) {
+  console.error('--docs replaces all figures of the page: leave out --quick, --only and --frames');
+  process.exit(2);
+}
 
 const rows: Row[] = [];
+const missing: string[] = [];
 const scope = new Scope();
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
 
@@ -71,13 +77,16 @@ function writeDocs(about: Machine): void {
   const after = rest?.split(end)[1];
   if (before === undefined || after === undefined) throw new Error(`${path} has no "${begin}" … "${end}"`);
   const facts = Object.entries(about).map(([name, value]) => `- ${name}: ${value}`);
-  writeFileSync(path, `${before}${begin}\n\n${facts.join('\n')}\n\n${markdown(rows)}\n${end}${after}`);
+  const lacks = missing.map((text) => `- not measured: ${text}`);
+  writeFileSync(
+    path,
+    `${before}${begin}\n\n${[...facts, ...lacks].join('\n')}\n\n${markdown(rows)}\n${end}${after}`,
+  );
 }
 
 async function main(): Promise<void> {
   const distance = await Distance.start(scope, [BACK_CPU, FRONT_CPU]);
   const bench: Bench = { scope, distance, frames, quick, effort: { pairs, windowMs } };
-  const missing: string[] = [];
   let dpdk = 'not used';
   for (const name of only ?? names) {
     if (quick && !only && !SECTIONS[name].quick) continue;

@@ -1,5 +1,5 @@
 /** Results as rows, with the targets they have to meet; printed as a table, written as JSON and as Markdown. */
-import type { Comparison } from './samples.js';
+import { type Comparison, limits } from './samples.js';
 
 export interface Row {
   readonly section: string;
@@ -42,10 +42,16 @@ export function rowOf(section: string, labels: Labels, result: Comparison | numb
   return { ...row, value: a * scale, reference: compared, ratio, range, pairs, dropped, distance };
 }
 
-export function verdict({ target, ratio, value }: Row): 'met' | 'missed' | 'no figure' | '' {
+export function verdict({
+  target,
+  ratio,
+  value,
+  pairs,
+}: Row): 'met' | 'missed' | 'no figure' | 'too few' | '' {
   if (!target) return '';
   const figure = ratio ?? value;
   if (Number.isNaN(figure)) return 'no figure';
+  if (pairs !== undefined && pairs < limits.pairs) return 'too few';
   const met = figure >= (target.atLeast ?? -Infinity) && figure <= (target.atMost ?? Infinity);
   return met ? 'met' : 'missed';
 }

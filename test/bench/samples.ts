@@ -7,9 +7,9 @@ import { type ProcessTimes, runDelays, threadTimes } from './threads.js';
 
 /**
  * `delay`: a polling thread that waited for its CPU for a larger part of the sample spoils it (`--delay`). `tries`: the most
- * for one good pair.
+ * for one good pair. `pairs`: with fewer that count a figure meets no target.
  */
-export const limits = { delay: 0.05, tries: 3 };
+export const limits = { delay: 0.05, tries: 3, pairs: 5 };
 
 export interface Sample {
   readonly value: number;
@@ -100,7 +100,7 @@ export async function comparePairs(wanted: number, take: () => Promise<Pair>): P
     for (const cause of causes) dropped[cause === 'distance' ? 'distance' : 'runDelay']++;
     if (causes.length > 0) continue;
     if (pair.a.distance === pair.b.distance) pairs.push(pair);
-    else dropped.distance++;
+    else dropped.distance += 2;
   }
   const good = mostly(pairs);
   dropped.distance += 2 * (pairs.length - good.length);

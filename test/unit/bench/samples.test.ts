@@ -33,7 +33,7 @@ describe('the comparison of two systems', () => {
     const b = giving(good(1, 3), good(1, 1), good(1, 0), good(1, 1));
     const result = await compare(2, a, b);
     expect(result).toMatchObject({ a: 2, b: 1, ratio: 2, pairs: 2 });
-    expect(result.dropped.distance).toBe(3); // the first pair, and the two samples of the third
+    expect(result.dropped.distance).toBe(4); // the two samples of the first pair and of the third
   });
 
   it('gives up when nothing counts, and says that there is no figure', async () => {
@@ -44,11 +44,16 @@ describe('the comparison of two systems', () => {
   });
 
   it('holds the ratio against its target, and the value where there is no ratio', async () => {
-    const half = await compare(1, giving(good(1)), giving(good(2)));
+    const half = await compare(5, giving(good(1)), giving(good(2)));
     expect(verdict(rowOf('s', { name: 'x', unit: '', target: { atLeast: 0.5 } }, half))).toBe('met');
     expect(verdict(rowOf('s', { name: 'x', unit: '', target: { atLeast: 0.6 } }, half))).toBe('missed');
     expect(verdict(rowOf('s', { name: 'x', unit: '', target: { atMost: 80 } }, 81))).toBe('missed');
     expect(verdict(rowOf('s', { name: 'x', unit: '' }, 81))).toBe('');
+  });
+
+  it('says of fewer than five pairs that they are too few', async () => {
+    const four = await compare(4, giving(good(1)), giving(good(2)));
+    expect(verdict(rowOf('s', { name: 'x', unit: '', target: { atLeast: 0.1 } }, four))).toBe('too few');
   });
 });
 
