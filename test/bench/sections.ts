@@ -121,14 +121,20 @@ export const SECTIONS = {
     title: 'Latency',
     quick: true,
     run: async ({ distance, effort }, tell) => {
-      for (const [name, signals, atMost] of [
-        ["idle wake-up, the peer's own eventfds", 'direct', 1.15],
-        ['idle wake-up, through the relay', 'relay', 2.2],
-      ] as const)
-        tell(
-          { name, unit: 'µs', reference: 'µs eventfd', target: { atMost } },
-          await wakeUp(distance, effort, signals),
-        );
+      tell(
+        {
+          name: "idle wake-up, the peer's own eventfds",
+          unit: 'µs',
+          reference: 'µs eventfd',
+          target: { atMost: 1.15 },
+        },
+        await wakeUp(distance, effort, 'direct'),
+      );
+      // No figure for its target, an idle relay: the packet is back before the relay's thread sleeps.
+      tell(
+        { name: 'wake-up, through a relay that spins', unit: 'µs', reference: 'µs eventfd' },
+        await wakeUp(distance, effort, 'relay'),
+      );
       tell(
         { name: 'turn, both ends polling', unit: 'µs', reference: 'µs line' },
         await pollTurn(distance, effort),
