@@ -1,14 +1,11 @@
 #include "relay.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <string>
-
-#include "foreign_eventfd.h"
+#include <utility>
 
 namespace vpci {
 namespace {
@@ -16,7 +13,7 @@ namespace {
 constexpr uint64_t kSpinNs = 20000;  // a sleep costs about as much
 constexpr int kEvents = 64;
 
-// Another process may have left these blocking, and this thread serves many peers.
+// Another process may have left a target blocking, and this thread serves many peers.
 void set_nonblocking(int fd) {
   const int flags = fcntl(fd, F_GETFL);
   if (flags >= 0 && !(flags & O_NONBLOCK)) fcntl(fd, F_SETFL, flags | O_NONBLOCK);
@@ -46,7 +43,6 @@ int Relay::start() {
 int64_t Relay::add(int from, int to) {
   Forward forward;
   if (!forward.from.duplicate(from, nullptr) || !forward.to.duplicate(to, nullptr)) return -errno;
-  set_nonblocking(forward.from.get());
   set_nonblocking(forward.to.get());
   const std::lock_guard<std::mutex> lock(mutex_);
   const int64_t id = next_id_++;
@@ -59,7 +55,6 @@ int64_t Relay::add(int from, int to) {
 int64_t Relay::add_doorbell(std::shared_ptr<Mapping> mapping, uint32_t* word, int to, int from) {
   Doorbell doorbell{std::move(mapping), word, __atomic_load_n(word, __ATOMIC_ACQUIRE), {}, {}};
   if (!doorbell.from.duplicate(from, nullptr) || !doorbell.to.duplicate(to, nullptr)) return -errno;
-  if (from >= 0) set_nonblocking(doorbell.from.get());
   set_nonblocking(doorbell.to.get());
   int64_t id;
   {
@@ -79,14 +74,15 @@ bool Relay::ring(int64_t id) {
   if (place == doorbells_.end()) return false;
   place->second.last = __atomic_load_n(place->second.word, __ATOMIC_ACQUIRE);
   place->second.to.signal();
+  rung_ = true;
   return true;
 }
 
 // 0 or errno.
 int Relay::watch(int64_t id, const OwnFd& from) {
   epoll_event event{};
-  // Edge-triggered: one forward for each signal. The counter of a semaphore that was set high would keep this thread
-  // and the driver awake for ever.
+  // Edge-triggered: each write of an eventfd is one event, whatever its counter is. Reading it would cost a system call for each
+  // signal, and what is written between the event and the read would be lost.
   event.events = EPOLLIN | EPOLLET;
   event.data.u64 = static_cast<uint64_t>(id);
   return epoll_ctl(epoll_, EPOLL_CTL_ADD, from.get(), &event) == 0 ? 0 : errno;
@@ -135,7 +131,9 @@ void Relay::stop() {
 void Relay::loop() {
   epoll_event events[kEvents];
   uint64_t last_change = 0;
-  bool spin = false;  // look at the words for a while: a driver that rings again needs no system call then
+  // Look at the words for a while: a driver that rings again needs no system call then. Where none rings, this would only take
+  // a CPU, perhaps that of whoever waits for the answer.
+  bool spin = false;
   while (running_.load(std::memory_order_acquire)) {
     bool rang = scan_doorbells();
     if (!rang && !spin) {
@@ -147,8 +145,8 @@ void Relay::loop() {
         set_sleeping(false);
         take(events, n);
         last_change = now_ns();
-        const std::lock_guard<std::mutex> lock(mutex_);
-        spin = !doorbells_.empty();
+        spin = take_rung();
+        if (spin) stats.spins.add(1);
         continue;
       }
       set_sleeping(false);
@@ -186,7 +184,13 @@ bool Relay::scan_doorbells() {
     doorbell.to.signal();
     changed = true;
   }
+  rung_ |= changed;
   return changed;
+}
+
+bool Relay::take_rung() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::exchange(rung_, false);
 }
 
 void Relay::forward(int64_t id) {
@@ -194,22 +198,15 @@ void Relay::forward(int64_t id) {
   const auto forward = forwards_.find(id);
   const auto doorbell = doorbells_.find(id);
   if (forward == forwards_.end() && doorbell == doorbells_.end()) return;
-  const bool rung = forward == forwards_.end();
-  const OwnFd& from = rung ? doorbell->second.from : forward->second.from;
-  switch (take_eventfd(from.get())) {
-    case Taken::kNothing:
-      return;
-    case Taken::kOver:
-      // Not an eventfd after all, or its other end has gone: it would keep this thread awake for ever.
-      unwatch(from);
-      return;
-    case Taken::kSignal:
-      break;
+  stats.forwarded.add(1);  // before the signal: whoever hears it may look
+  if (forward != forwards_.end()) {
+    forward->second.to.signal();
+    return;
   }
-  stats.forwarded.add(1);
   // Whoever finds us asleep changes the word and then signals the eventfd: its peer is to hear of it once.
-  if (rung) doorbell->second.last = __atomic_load_n(doorbell->second.word, __ATOMIC_ACQUIRE);
-  (rung ? doorbell->second.to : forward->second.to).signal();
+  doorbell->second.last = __atomic_load_n(doorbell->second.word, __ATOMIC_ACQUIRE);
+  doorbell->second.to.signal();
+  rung_ = true;
 }
 
 // P6. Sequentially consistent, so that either this thread sees a word that changed or the driver sees the

@@ -21,6 +21,7 @@ class Relay {
  public:
   struct Stats {
     Counter wakeups;
+    Counter spins;  // wake-ups after which the doorbell words were looked at for a while
     Counter forwarded;  // signals of eventfds
     Counter doorbells;  // changes of doorbell words
   };
@@ -32,7 +33,8 @@ class Relay {
 
   // 0 or errno.
   int start();
-  // A number above 0, or -errno. The fds are duplicated; `from` has to be an eventfd.
+  // A number above 0, or -errno. The fds are duplicated; `from` has to be an eventfd. Its counter is never read, as Linux's own
+  // vhost does not read that of a kick: what it holds when it is added, also from an earlier time, is a signal.
   int64_t add(int from, int to);
   // `word` is inside `mapping`, which is kept. Signals of the eventfd `from` (or -1) count as changes of the word: one that
   // comes with a change is the same event.
@@ -63,6 +65,7 @@ class Relay {
   bool scan_doorbells();
   void take(const epoll_event* events, int n);
   void forward(int64_t id);
+  bool take_rung();
   void unwatch(const OwnFd& from);
   void set_sleeping(bool sleeping);
 
@@ -76,6 +79,7 @@ class Relay {
   int64_t next_id_ = 1;
   std::map<int64_t, Forward> forwards_;
   std::map<int64_t, Doorbell> doorbells_;
+  bool rung_ = false;  // a doorbell, in any of its ways, since the last wake-up
   std::shared_ptr<Mapping> sleep_mapping_;
   uint32_t* sleep_word_ = nullptr;
 };

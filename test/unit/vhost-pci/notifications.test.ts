@@ -29,7 +29,7 @@ it('a kick is forwarded until it is taken, and again from what came in between o
   native.eventfdSignal(kick);
   notifications.takeBack();
   await heard();
-  expect(native.eventfdTake(kick)).toBe(0);
+  expect(native.eventfdTake(kick)).toBe(2); // the relay does not read it
   expect(notifications.stats().forwarded).toBe(forwarded + 1);
 
   notifications.take(0, 1);
