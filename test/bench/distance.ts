@@ -18,7 +18,8 @@ export function distanceClass(nanoseconds: number): number {
 /** What the classes are called in reports. */
 export const CLASS_NAMES = ['< 85 ns', '85-180 ns', '180-350 ns', '> 350 ns'] as const;
 
-async function build(): Promise<string> {
+/** Path of the program. */
+export async function pingpong(): Promise<string> {
   const source = `${checkout}native/test/pingpong.cc`;
   const program = `${checkout}native/build/bench/pingpong`;
   if (!existsSync(program) || statSync(program).mtimeMs < statSync(source).mtimeMs) {
@@ -36,7 +37,7 @@ export class Distance {
   }
 
   static async start(scope: Scope, cpus: readonly [number, number]): Promise<Distance> {
-    return new Distance(start(scope, 'pingpong', await build(), cpus.map(String)));
+    return new Distance(start(scope, 'pingpong', await pingpong(), cpus.map(String)));
   }
 
   /** Nanoseconds of a cache line's way there and back. Takes some milliseconds; both CPUs must have nothing to do. */
@@ -44,7 +45,7 @@ export class Distance {
     return this.#ask('line');
   }
 
-  /** Microseconds of one wake-up of a process that sleeps on an eventfd. */
+  /** Microseconds from the signal of an eventfd to the wake-up of a process that sleeps on it. */
   wake(): Promise<number> {
     return this.#ask('wake');
   }
@@ -52,6 +53,8 @@ export class Distance {
   async #ask(word: string): Promise<number> {
     const from = this.#child.stdout.length;
     this.#child.write(`${word}\n`);
-    return Number(await this.#child.until(`its answer to ${word}`, 20_000, () => this.#child.stdout[from]));
+    const answer = await this.#child.until(`its answer to ${word}`, 20_000, () => this.#child.stdout[from]);
+    if (!(Number(answer) > 0)) throw new Error(`pingpong ${word}: ${answer}`);
+    return Number(answer);
   }
 }

@@ -1,4 +1,4 @@
-/** The in-tree peer (peer-program.ts) against device process and driver, each a process of its own that can be paused. */
+/** A peer of this tree against device process and driver, each a process of its own that can be paused. */
 import { existsSync } from 'node:fs';
 import { type Child, start, vhostPciArgv } from '../support/process.js';
 import type { Scope } from '../support/scope.js';
@@ -17,7 +17,8 @@ const here: InNetns = (command) => [...command];
 export interface InTreeOptions {
   /** Options of `vhost-pci net`, or another program and its arguments behind the device's name. */
   readonly net: readonly string[] | { readonly program: string; readonly args: readonly string[] };
-  readonly peer: Omit<PeerTask, 'socketPath'>;
+  /** What peer-program.ts or, to wake the driver with single packets, ping-program.ts is to do. */
+  readonly peer: Omit<PeerTask, 'socketPath'> | { readonly task: 'ping'; readonly cpu: number };
   /** Wrap the command lines so that they run in a network namespace. */
   readonly netIn?: InNetns;
   readonly peerIn?: InNetns;
@@ -37,12 +38,16 @@ export class InTree {
   /** Resolves when the link is up and the peer does what it is to do. */
   static async start(scope: Scope, options: InTreeOptions): Promise<InTree> {
     const { child: device, path, vfioUser } = await startDevice(scope);
-    const task: PeerTask = { ...options.peer, socketPath: path };
+    const peerProgram = program(options.peer.task === 'ping' ? 'ping-program' : 'peer-program');
     const launch = (name: string, argv: readonly string[]): Child =>
       start(scope, name, argv[0]!, argv.slice(1));
     const peer = launch(
       'in-tree peer',
-      (options.peerIn ?? here)([process.execPath, program('peer-program'), JSON.stringify(task)]),
+      (options.peerIn ?? here)([
+        process.execPath,
+        peerProgram,
+        JSON.stringify({ ...options.peer, socketPath: path }),
+      ]),
     );
     await peer.event('ready', 15_000, (e) => e.event === 'ready');
     await device.until('its vfio-user socket', 15_000, () => existsSync(vfioUser));

@@ -1,6 +1,7 @@
 /**
- * One packet that bounces between the in-tree peer and the driver: its rate gives the time of a turn without any clock on the
- * way. When both ends sleep, a turn is one wake-up of each; when both poll, it is four moves of cache lines.
+ * How long a packet takes that has nothing to wait for. Asleep: from the peer's kick to the driver's return of the packet
+ * (ping-program.ts). Polling: one packet that bounces between the in-tree peer and the driver,
+ * whose rate gives the time of a turn, four moves of cache lines.
  */
 import { Scope, sleep } from '../support/scope.js';
 import type { Distance } from './distance.js';
@@ -14,31 +15,15 @@ const WARM_UP_MS = 30;
 /** The driver's signals go straight to the peer and back, or through the device process. */
 export type Signals = 'direct' | 'relay';
 
-async function bouncing(scope: Scope, mode: 'poll' | 'interrupt', signals: Signals): Promise<InTree> {
-  const cpu = String(BACK_CPU);
-  const link = await InTree.start(scope, {
-    net:
-      signals === 'direct'
-        ? ['--echo', `--${mode}`, '--cpu', cpu]
-        : { program: 'relay-program', args: [cpu] },
-    peer: { task: 'bounce', mode, cpu: FRONT_CPU },
-  });
+/** Samples of `link`, which stands still between them. */
+function taken(distance: Distance, link: InTree, measure: () => Promise<number>): () => Promise<Sample> {
   link.pause();
-  return link;
-}
-
-/** Microseconds of half a turn: from one end's send to the other's answer. */
-function halfTurn(distance: Distance, link: InTree, effort: Effort): () => Promise<Sample> {
   return () =>
     sample(distance, async (window) => {
       link.resume();
       await sleep(WARM_UP_MS);
       // A sleeping worker has no CPU to wait for; what it waits for is what is measured.
-      const value = await window([], async () => {
-        const { ms, received } = await link.window(effort.windowMs);
-        if (received === 0) throw new Error(`the packet that bounced is gone${link.driver.tail()}`);
-        return (ms * 1000) / received / 2;
-      });
+      const value = await window([], measure);
       link.pause();
       return value;
     });
@@ -47,21 +32,35 @@ function halfTurn(distance: Distance, link: InTree, effort: Effort): () => Promi
 /** Kick to packet against a bare eventfd between two processes, in microseconds. */
 export async function wakeUp(distance: Distance, effort: Effort, signals: Signals): Promise<Comparison> {
   await using scope = new Scope();
-  const link = await bouncing(scope, 'interrupt', signals);
+  const cpu = String(BACK_CPU);
+  const link = await InTree.start(scope, {
+    net:
+      signals === 'direct'
+        ? ['--sink', '--interrupt', '--cpu', cpu]
+        : { program: 'relay-program', args: [cpu] },
+    peer: { task: 'ping', cpu: FRONT_CPU },
+  });
+  const ping = async (): Promise<number> => {
+    const { microseconds } = (await link.command('ping')) as { microseconds: number };
+    return microseconds;
+  };
   const bare = (): Promise<Sample> => sample(distance, (window) => window([], () => distance.wake()));
-  return await compare(effort.pairs, halfTurn(distance, link, effort), bare);
+  return await compare(effort.pairs, taken(distance, link, ping), bare);
 }
 
 /** A turn while both ends poll against a cache line's way there and back, in microseconds. */
 export async function pollTurn(distance: Distance, effort: Effort): Promise<Comparison> {
   await using scope = new Scope();
-  const link = await bouncing(scope, 'poll', 'direct');
-  const half = halfTurn(distance, link, effort);
-  const turn = async (): Promise<Sample> => {
-    const taken = await half();
-    return { ...taken, value: taken.value * 2 };
+  const link = await InTree.start(scope, {
+    net: ['--echo', '--poll', '--cpu', String(BACK_CPU)],
+    peer: { task: 'bounce', mode: 'poll', cpu: FRONT_CPU },
+  });
+  const turn = async (): Promise<number> => {
+    const { ms, received } = await link.window(effort.windowMs);
+    if (received === 0) throw new Error(`the packet that bounced is gone${link.driver.tail()}`);
+    return (ms * 1000) / received;
   };
   const line = (): Promise<Sample> =>
     sample(distance, (window) => window([], async () => (await distance.line()) / 1000));
-  return await compare(effort.pairs, turn, line);
+  return await compare(effort.pairs, taken(distance, link, turn), line);
 }

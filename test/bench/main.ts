@@ -85,7 +85,7 @@ function writeDocs(about: Machine): void {
 }
 
 async function main(): Promise<void> {
-  const distance = await Distance.start(scope, [BACK_CPU, FRONT_CPU]);
+  const distance = await Distance.start(scope, [FRONT_CPU, BACK_CPU]);
   const bench: Bench = { scope, distance, frames, quick, effort: { pairs, windowMs } };
   let dpdk = 'not used';
   for (const name of only ?? names) {

@@ -2,12 +2,12 @@
 import { silentLog } from '#build/util/log.js';
 import { openDevice } from '#build/vhost-pci/driver/device-name.js';
 import { Endpoint } from '#build/vhost-pci/driver/endpoint.js';
-import { EchoPort } from '#build/vhost-pci/driver/ports.js';
+import { SinkPort } from '#build/vhost-pci/driver/ports.js';
 
 const [device = '', cpu = '0'] = process.argv.slice(2);
 const endpoint = Endpoint.start({
   open: openDevice(device, silentLog),
-  port: new EchoPort(),
+  port: new SinkPort(),
   mode: 'interrupt',
   cpus: [Number(cpu)],
   signals: 'relay',
