@@ -382,22 +382,33 @@ TEST("relay: a semaphore whose counter was set high is one signal, and the next 
   close(to);
 }
 
+// The shared page of a device with one doorbell.
+struct Doorbells {
+  int fd = memfd_create("page", MFD_CLOEXEC);
+  std::shared_ptr<Mapping> mapping;
+  uint32_t *sleep, *bell;
+
+  Doorbells() {
+    CHECK_EQ(ftruncate(fd, 8192), 0);
+    mapping = Mapping::create(fd, 0, 8192, true);
+    sleep = reinterpret_cast<uint32_t*>(mapping->data());
+    bell = reinterpret_cast<uint32_t*>(mapping->data() + 4096);
+  }
+  ~Doorbells() { close(fd); }
+};
+
 TEST("relay: no doorbell is lost between looking and sleeping") {
-  const int fd = memfd_create("page", MFD_CLOEXEC);
-  CHECK_EQ(ftruncate(fd, 8192), 0);
-  auto mapping = Mapping::create(fd, 0, 8192, true);
-  auto* sleep = reinterpret_cast<uint32_t*>(mapping->data());
-  auto* bell = reinterpret_cast<uint32_t*>(mapping->data() + 4096);
+  const Doorbells page;
   Relay relay;
   CHECK_EQ(relay.start(), 0);
   const int to = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), trap = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   const int nobody = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   CHECK(relay.add(trap, nobody) > 0);
-  CHECK(relay.add_doorbell(mapping, bell, to) > 0);
-  relay.set_sleep_word(mapping, sleep);
+  CHECK(relay.add_doorbell(page.mapping, page.bell, to) > 0);
+  relay.set_sleep_word(page.mapping, page.sleep);
   NotifyOptions options;
   options.fd = trap;
-  options.doorbell = mapping;
+  options.doorbell = page.mapping;
   options.doorbell_offset = 4096;
   options.sleep_offset = 0;
   NotifyTarget target;
@@ -413,23 +424,19 @@ TEST("relay: no doorbell is lost between looking and sleeping") {
   }
   CHECK_EQ(relay.stats.doorbells.get(), 3000);
   relay.stop();
-  CHECK_EQ(__atomic_load_n(sleep, __ATOMIC_ACQUIRE) & 1, 1);
-  for (const int open : {fd, to, trap, nobody}) close(open);
+  CHECK_EQ(__atomic_load_n(page.sleep, __ATOMIC_ACQUIRE) & 1, 1);
+  for (const int open : {to, trap, nobody}) close(open);
 }
 
 TEST("relay: it spins after wake-ups where drivers ring, in any way, and not where they do not") {
-  const int fd = memfd_create("page", MFD_CLOEXEC);
-  CHECK_EQ(ftruncate(fd, 8192), 0);
-  auto mapping = Mapping::create(fd, 0, 8192, true);
-  auto* sleep = reinterpret_cast<uint32_t*>(mapping->data());
-  auto* bell = reinterpret_cast<uint32_t*>(mapping->data() + 4096);
+  const Doorbells page;
   Relay relay;
   CHECK_EQ(relay.start(), 0);
   const int kick = eventfd(0, EFD_CLOEXEC), bell_fd = eventfd(0, EFD_CLOEXEC), to = eventfd(0, EFD_CLOEXEC);
   CHECK(relay.add(kick, to) > 0);
-  const int64_t id = relay.add_doorbell(mapping, bell, to, bell_fd);
+  const int64_t id = relay.add_doorbell(page.mapping, page.bell, to, bell_fd);
   CHECK(id > 0);
-  relay.set_sleep_word(mapping, sleep);
+  relay.set_sleep_word(page.mapping, page.sleep);
   const auto wait = [](auto&& done) {
     const uint64_t until = now_ns() + 5'000'000'000;
     while (!done() && now_ns() < until) cpu_pause();
@@ -441,13 +448,13 @@ TEST("relay: it spins after wake-ups where drivers ring, in any way, and not whe
     CHECK_EQ(write(from, &one, sizeof one), sizeof one);
     wait([&] { return relay.stats.forwarded.get() == forwarded + 1; });
     std::atomic_thread_fence(std::memory_order_acquire);
-    wait([&] { return (__atomic_load_n(sleep, __ATOMIC_ACQUIRE) & 1) != 0; });
+    wait([&] { return (__atomic_load_n(page.sleep, __ATOMIC_ACQUIRE) & 1) != 0; });
     return relay.stats.spins.get();
   };
   signal(kick);  // the calls above wake the thread as well, up to here
   const uint64_t spins = signal(kick);
   CHECK_EQ(signal(kick), spins);
-  __atomic_fetch_add(bell, 1, __ATOMIC_RELEASE);  // seen at the next wake-up
+  __atomic_fetch_add(page.bell, 1, __ATOMIC_RELEASE);  // seen at the next wake-up
   signal(kick);
   CHECK_EQ(relay.stats.doorbells.get(), 1);
   CHECK_EQ(signal(kick), spins + 1);
@@ -458,7 +465,7 @@ TEST("relay: it spins after wake-ups where drivers ring, in any way, and not whe
   CHECK_EQ(signal(kick), spins + 3);
   CHECK_EQ(signal(kick), spins + 3);
   relay.stop();
-  for (const int open : {fd, kick, bell_fd, to}) close(open);
+  for (const int open : {kick, bell_fd, to}) close(open);
 }
 
 }  // namespace vpci::test
