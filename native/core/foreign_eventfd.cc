@@ -56,16 +56,15 @@ ssize_t read_now(int fd, uint64_t* count) {
 
 }  // namespace
 
-Taken take_eventfd(int fd) {
+bool take_eventfd(int fd) {
   uint64_t count;
   ssize_t n = read_now(fd, &count);
   if (n < 0 && errno == EOPNOTSUPP) {  // before Linux 5.12
     pollfd p = {fd, POLLIN, 0};
-    if (::poll(&p, 1, 0) <= 0 || !(p.revents & POLLIN)) return Taken::kNothing;
+    if (::poll(&p, 1, 0) <= 0 || !(p.revents & POLLIN)) return false;
     n = read(fd, &count, sizeof count);
   }
-  if (n == sizeof count) return Taken::kSignal;
-  return n < 0 && (errno == EAGAIN || errno == EINTR) ? Taken::kNothing : Taken::kOver;
+  return n == sizeof count;
 }
 
 bool signal_foreign_eventfd(int fd) {

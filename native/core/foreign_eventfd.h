@@ -6,13 +6,8 @@
 
 namespace vpci {
 
-enum class Taken : uint8_t {
-  kSignal,   // the counter was above 0
-  kNothing,  // it was 0, or is not to be had for now
-  kOver,     // no eventfd, or not usable
-};
-// Reads the counter.
-Taken take_eventfd(int fd);
+// Takes what was signalled: true when the counter was above 0, false too for what is no eventfd.
+bool take_eventfd(int fd);
 
 // Signals `fd`, also with a full counter. False when it is no eventfd or the system has no such way.
 bool signal_foreign_eventfd(int fd);

@@ -7,7 +7,7 @@
 
 namespace vpci {
 
-bool OwnFd::drain() const { return fd_ >= 0 && take_eventfd(fd_) == Taken::kSignal; }
+bool OwnFd::drain() const { return fd_ >= 0 && take_eventfd(fd_); }
 
 void OwnFd::signal() const {
   if (fd_ < 0 || signal_foreign_eventfd(fd_)) return;

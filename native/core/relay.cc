@@ -82,7 +82,7 @@ bool Relay::ring(int64_t id) {
 int Relay::watch(int64_t id, const OwnFd& from) {
   epoll_event event{};
   // Edge-triggered: each write of an eventfd is one event, whatever its counter is. Reading it would cost a system call for each
-  // signal, and what is written between the event and the read would be lost.
+  // signal, and behind the signal it would swallow what was written in between.
   event.events = EPOLLIN | EPOLLET;
   event.data.u64 = static_cast<uint64_t>(id);
   return epoll_ctl(epoll_, EPOLL_CTL_ADD, from.get(), &event) == 0 ? 0 : errno;
