@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs';
 import { type Child, start, vhostPciArgv } from '../support/process.js';
 import type { Scope } from '../support/scope.js';
 import type { LogTurns, PeerTask } from './peer-program.js';
+import type { PingTask } from './ping-program.js';
 import { program, startDevice } from './systems.js';
 
 export interface Window {
@@ -18,7 +19,7 @@ export interface InTreeOptions {
   /** Options of `vhost-pci net`, or another program and its arguments behind the device's name. */
   readonly net: readonly string[] | { readonly program: string; readonly args: readonly string[] };
   /** What peer-program.ts or, to wake the driver with single packets, ping-program.ts is to do. */
-  readonly peer: Omit<PeerTask, 'socketPath'> | { readonly task: 'ping'; readonly cpu: number };
+  readonly peer: Omit<PeerTask, 'socketPath'> | Omit<PingTask, 'socketPath'>;
   /** Wrap the command lines so that they run in a network namespace. */
   readonly netIn?: InNetns;
   readonly peerIn?: InNetns;

@@ -1,7 +1,7 @@
 /**
  * How long a packet takes that has nothing to wait for. Asleep: from the peer's kick to the driver's return of the packet
- * (ping-program.ts). Polling: one packet that bounces between the in-tree peer and the driver,
- * whose rate gives the time of a turn, four moves of cache lines.
+ * (ping-program.ts). Polling: one packet that bounces between the in-tree peer and the driver, whose rate gives the time of a
+ * turn, four moves of cache lines.
  */
 import { Scope, sleep } from '../support/scope.js';
 import type { Distance } from './distance.js';
@@ -15,8 +15,8 @@ const WARM_UP_MS = 30;
 /** The driver's signals go straight to the peer and back, or through the device process. */
 export type Signals = 'direct' | 'relay';
 
-/** Samples of `link`, which stands still between them. */
-function taken(distance: Distance, link: InTree, measure: () => Promise<number>): () => Promise<Sample> {
+/** Samples of what `link` does, which stands still between them. */
+function samples(distance: Distance, link: InTree, measure: () => Promise<number>): () => Promise<Sample> {
   link.pause();
   return () =>
     sample(distance, async (window) => {
@@ -45,7 +45,7 @@ export async function wakeUp(distance: Distance, effort: Effort, signals: Signal
     return microseconds;
   };
   const bare = (): Promise<Sample> => sample(distance, (window) => window([], () => distance.wake()));
-  return await compare(effort.pairs, taken(distance, link, ping), bare);
+  return await compare(effort.pairs, samples(distance, link, ping), bare);
 }
 
 /** A turn while both ends poll against a cache line's way there and back, in microseconds. */
@@ -62,5 +62,5 @@ export async function pollTurn(distance: Distance, effort: Effort): Promise<Comp
   };
   const line = (): Promise<Sample> =>
     sample(distance, (window) => window([], async () => (await distance.line()) / 1000));
-  return await compare(effort.pairs, taken(distance, link, turn), line);
+  return await compare(effort.pairs, samples(distance, link, turn), line);
 }

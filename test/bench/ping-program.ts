@@ -2,7 +2,7 @@
  * Child program of the benchmarks: a front-end that wakes the driver with one packet at a time. It makes the link and leaves the
  * packets to native/test/pingpong.cc, which wakes a bare process in the same way.
  *
- *     ping-program.js '{"socketPath": …, "cpu": 1}'
+ *     ping-program.js '{"socketPath": …, "task": "ping", "cpu": 1}'
  *
  * A line of stdin is answered with the microseconds from a kick to the return of the packet, the median; the end of stdin ends it.
  */
@@ -15,6 +15,12 @@ import { FrontEnd } from '#build/vhost-user/front-end.js';
 import { PROTOCOL_FEATURE, VHOST_FEATURE } from '#build/vhost-user/protocol.js';
 import { FEATURE } from '#build/virtio/features.js';
 import { pingpong } from './distance.js';
+
+export interface PingTask {
+  readonly socketPath: string;
+  readonly task: 'ping';
+  readonly cpu: number;
+}
 
 const SIZE = 256;
 const MEMORY_BYTES = 64 << 10;
@@ -33,7 +39,7 @@ const RECEIVE = 0;
 const TRANSMIT = 3;
 const PACKET = 6;
 
-const { socketPath, cpu } = JSON.parse(process.argv[2] ?? '') as { socketPath: string; cpu: number };
+const { socketPath, cpu } = JSON.parse(process.argv[2] ?? '') as PingTask;
 const memoryFd = native.memfdCreate('ping', MEMORY_BYTES);
 const eventfds = Array.from({ length: 4 }, () => native.eventfd());
 const [receiveKick, receiveCall, transmitKick, transmitCall] = eventfds as [number, number, number, number];

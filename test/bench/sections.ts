@@ -121,24 +121,14 @@ export const SECTIONS = {
     title: 'Latency',
     quick: true,
     run: async ({ distance, effort }, tell) => {
-      tell(
-        {
-          name: "idle wake-up, the peer's own eventfds",
-          unit: 'µs',
-          reference: 'µs eventfd',
-          target: { atMost: 1.15 },
-        },
-        await wakeUp(distance, effort, 'direct'),
-      );
-      tell(
-        {
-          name: 'idle wake-up, through the relay',
-          unit: 'µs',
-          reference: 'µs eventfd',
-          target: { atMost: 2.2 },
-        },
-        await wakeUp(distance, effort, 'relay'),
-      );
+      for (const [name, signals, atMost] of [
+        ["idle wake-up, the peer's own eventfds", 'direct', 1.15],
+        ['idle wake-up, through the relay', 'relay', 2.2],
+      ] as const)
+        tell(
+          { name, unit: 'µs', reference: 'µs eventfd', target: { atMost } },
+          await wakeUp(distance, effort, signals),
+        );
       tell(
         { name: 'turn, both ends polling', unit: 'µs', reference: 'µs line' },
         await pollTurn(distance, effort),
